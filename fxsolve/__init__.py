@@ -1,0 +1,1 @@
+"""fxsolve: makes sequential PyTorch programs parallel without changing what they compute."""
