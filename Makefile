@@ -1,0 +1,44 @@
+# make demo   both examples in full size
+# make test   lint, types, tests, and both examples in small
+# make bench  every benchmark on DEVICE (cpu or cuda); ARGS is passed on, e.g. ARGS="--only made"
+# make lint   ruff and pyright
+#
+# A virtual environment in .venv is made on first use. PY=python3 uses an installed Python as it is instead, with
+# fxsolve, torch and what the target needs already in it.
+
+PYTHON ?= python3
+DEVICE ?= cpu
+# pyproject.toml's package-dir map, said again in links for pyright, which does not read the map
+TYPES := build/types/fxsolve
+VENV := .venv
+ifdef PY
+STAMP :=
+else
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+endif
+
+.PHONY: demo test bench lint
+.DEFAULT_GOAL := test
+
+demo: $(STAMP)
+	$(PY) -m examples.rnn.run
+	$(PY) -m examples.made.run
+
+test: lint
+	$(PY) -m pytest
+	$(PY) -m examples.rnn.run --small
+	$(PY) -m examples.made.run --small
+
+bench: $(STAMP)
+	$(PY) -m benchmarks.run --device $(DEVICE) $(ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check
+	@mkdir -p $(TYPES)
+	@for name in fxsolve/__init__.py passes visualize; do ln -sfn ../../../$$name $(TYPES)/$$(basename $$name); done
+	$(PY) -m pyright --pythonpath $(PY)
+
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/setup
+	.ci/setup $(VENV) $(PYTHON)
+	@touch $@
