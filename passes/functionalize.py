@@ -1,0 +1,377 @@
+"""Functionalize, and forward writes to reads.
+
+    x[:, t] = v; ...; y = x[:, t]        -->   x' = write(x, v, region t); ...; y = v
+    x[:, t] = v; ...; y = x[:, t - 3]    -->   x' = write(x, v, region t); ...; y = what was written there
+
+Every in-place call becomes its functional twin. The new content of a whole storage is a `write` of the region into the
+storage's last content; who reads a region gets the value that was written there, or a read of the storage as it was
+before the writes that do not touch the region. In a recorded program all regions are concrete, so an owner map (element ->
+number of the last write) decides. In-place code such as `y[:, t] = a * y[:, t-1] + b * y[:, t-2]` turns into dataflow
+between values, and writes that nobody reads are dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxsolve import prims
+from fxsolve.errors import CaptureError
+from fxsolve.ir import TensorType
+from fxsolve.tape import Leaf, Mark, Output, Symbol, Tape, fill
+
+aten = torch.ops.aten
+NAME = "functionalize"
+
+
+def functionalize(tape: Tape) -> Tape:
+    """The same program without in-place calls. Errors: CaptureError for writes that have no functional twin."""
+    return Functionalizer(tape).run()
+
+
+@dataclass
+class Content:
+    """What a written storage holds: its value now and after each write, and who wrote each element last."""
+
+    type: TensorType
+    type_id: int
+    history: list[int]
+    owner: np.ndarray | None = None
+    known: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (offset, type) -> (value, write count)
+
+    @property
+    def writes(self) -> int:
+        return len(self.history) - 1
+
+
+class Functionalizer:
+    def __init__(self, tape: Tape) -> None:
+        self.old = tape
+        self.new = Tape(types=tape.types, sources=tape.sources)
+        self.value: dict[int, int] = {}
+        self.content: dict[int, Content] = {}
+        self.row = 0
+
+    def run(self) -> Tape:
+        old, new = self.old, self.new
+        for leaf in old.leaves:
+            value = new.new_value(old.value_type[leaf.value])
+            new.leaves.append(Leaf(value, leaf.kind, leaf.name, leaf.tensor, leaf.position))
+            self.define(leaf.value, value)
+        for self.row in range(len(old)):
+            symbol: Symbol = old.symbols.items[old.symbol[self.row]]
+            if symbol.outputs:
+                self.copy_row(symbol)
+            else:
+                self.write_row(symbol)
+        new.guards = [(self.read(value), expected) for value, expected in old.guards]
+        self.finish()
+        return new
+
+    def copy_row(self, symbol: Symbol) -> None:
+        old, new, row = self.old, self.new, self.row
+        if len(symbol.outputs) == 1 and self.shows_a_part(old.first[row]):
+            return  # who uses it reads the region as it is then
+        inputs = tuple([self.read(v) for v in old.inputs[row]])
+        types = tuple([new.value_type[v] for v in inputs])
+        if types != symbol.inputs:
+            symbol = Symbol(symbol.target, symbol.args, symbol.kwargs, types, symbol.outputs, symbol.listed)
+        values = new.append(new.symbols(symbol), inputs, old.numbers[row], old.source[row])
+        for i, value in enumerate(values):
+            self.define(old.first[row] + i, value)
+
+    def shows_a_part(self, old_value: int) -> bool:
+        """Whether a result is a view of a part of a written storage."""
+        cell = self.old.place.get(old_value, (-1, 0))[0]
+        content = self.content.get(cell)
+        return content is not None and self.old.type_of(old_value).numel < content.type.numel
+
+    def define(self, old_value: int, value: int) -> None:
+        self.value[old_value] = value
+        place = self.old.place.get(old_value)
+        if place is None or not self.old.cells[place[0]].written:
+            return
+        cell = self.old.cells[place[0]]
+        key = (place[1], self.old.value_type[old_value])
+        content = self.content.get(place[0])
+        if content is None:
+            kind = self.old.type_of(old_value)
+            if not dense(kind):
+                raise CaptureError(f"in-place writes to a tensor with strides {kind.stride} (gaps or overlaps): {self.where()}")
+            cell.offset = place[1]
+            content = self.content[place[0]] = Content(kind, key[1], [value])
+        content.known[key] = (value, content.writes)
+
+    # -- reads ------------------------------------------------------------------------------------
+
+    def read(self, old_value: int) -> int:
+        """The value that a handle shows now."""
+        place = self.old.place.get(old_value)
+        content = None if place is None else self.content.get(place[0])
+        if place is None or content is None:
+            return self.value[old_value]
+        key = (place[1], self.old.value_type[old_value])
+        value, count = content.known.get(key, (-1, -1))
+        if count == content.writes:
+            return value
+        last = self.last_write(content, place, key[1])
+        if value < 0 or last > count:
+            value = self.read_region(content, place, key[1], last)
+        content.known[key] = (value, content.writes)
+        return value
+
+    def last_write(self, content: Content, place: tuple[int, int], type_id: int) -> int:
+        """The number of the last write that touched a region: 0 for none."""
+        if content.owner is None:
+            return 0
+        return int(self.owners(content, place, type_id).max(initial=0))
+
+    def owners(self, content: Content, place: tuple[int, int], type_id: int) -> np.ndarray:
+        assert content.owner is not None
+        kind = self.old.types.items[type_id]
+        start = place[1] - self.old.cells[place[0]].offset
+        strides = [s * content.owner.itemsize for s in kind.stride]
+        return np.lib.stride_tricks.as_strided(content.owner[start:], kind.shape, strides)
+
+    def read_region(self, content: Content, place: tuple[int, int], type_id: int, last: int) -> int:
+        base = content.history[last]
+        kind = self.old.types.items[type_id]
+        start = place[1] - self.old.cells[place[0]].offset
+        if type_id == content.type_id and start == 0:
+            return base
+        args = (Mark.TENSOR, kind.shape, kind.stride, Mark.INT)
+        return self.new.call(prims.read, args, type_id, (base,), (start,), self.old.source[self.row])
+
+    # -- writes -----------------------------------------------------------------------------------
+
+    def write_row(self, symbol: Symbol) -> None:
+        """In-place call --> functional call, then a write of each region that it mutates."""
+        old, row = self.old, self.row
+        handles = old.inputs[row]
+        targets = mutated_arguments(symbol)
+        holes = list(handles)
+        named = {}
+        template = bind(symbol)
+        for name in targets:
+            named[name] = first_hole(template[name], holes, template, name)
+        if len(named) != 1:
+            raise CaptureError(f"{symbol.name} writes {len(named)} tensors at once: {self.where()}")
+        (name, handle), = named.items()
+        kind = old.type_of(handle)
+        value = self.functional_value(symbol, name, kind)
+        self.store(handle, value)
+
+    def functional_value(self, symbol: Symbol, target: str, kind: TensorType) -> int:
+        old, new, row = self.old, self.new, self.row
+        inputs = [self.read(v) for v in old.inputs[row]]
+        base = symbol.name.split(".")[0]
+        if base == "copy_":
+            return self.converted(inputs[1], kind)
+        if base in ("fill_", "zero_"):
+            return self.filled(symbol, kind, inputs)
+        twin = functional_twin(symbol.target)
+        if twin is None:
+            raise CaptureError(f"{symbol.name} has no functional twin: {self.where()}")
+        template = bind(symbol)
+        args, kwargs, used, numbers = [], [], [], []
+        holes, constants = iter(inputs), iter(old.numbers[row])
+        kept = {a.name for a in twin._schema.arguments}
+        for argument, filled in [(n, collect(t, holes, constants)) for n, t in template.items()]:
+            if argument not in kept:
+                continue
+            shape, values, counts = filled
+            used += values
+            numbers += counts
+            if argument in keyword_only(twin):
+                kwargs.append((argument, shape))
+            else:
+                args.append(shape)
+        out = self.result_type(twin, args, kwargs, used, numbers, kind)
+        result = new.call(twin, tuple(args), out, tuple(used), tuple(numbers), old.source[row], tuple(kwargs))
+        return self.converted(result, kind)
+
+    def result_type(self, twin: Any, args: Any, kwargs: Any, used: list[int], numbers: list[Any], kind: TensorType) -> int:
+        """The type that the functional twin gives: strides and dtype may differ from those of the written region."""
+        key = (twin, tuple(args), tuple(kwargs), tuple(self.new.value_type[v] for v in used), tuple(map(type, numbers)))
+        known = RESULT_TYPES.get((id(self.new.types), key))
+        if known is None:
+            made = (torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device="meta") for t in map(self.new.type_of, used))
+            constants = iter(numbers)
+            with torch.no_grad():
+                filled = [fill(a, made, constants) for a in args]
+                named = {k: fill(a, made, constants) for k, a in kwargs}
+                out = twin(*filled, **named)
+            known = self.new.types(TensorType(tuple(out.shape), tuple(out.stride()), out.dtype, kind.device))
+            RESULT_TYPES[(id(self.new.types), key)] = known
+        return known
+
+    def filled(self, symbol: Symbol, kind: TensorType, inputs: list[int]) -> int:
+        if len(inputs) == 2:
+            return self.converted(inputs[1], kind)
+        numbers = self.old.numbers[self.row]
+        mark = Mark.FLOAT if numbers and isinstance(numbers[0], float) else Mark.INT
+        number = numbers[0] if numbers else 0
+        if symbol.name.startswith("fill_") and not numbers:
+            mark = number = symbol.args[1]  # a boolean is part of the symbol
+        out = self.new.types(TensorType(kind.shape, contiguous(kind.shape), kind.dtype, kind.device))
+        named = (("dtype", kind.dtype), ("device", kind.device))
+        given = (number,) if isinstance(mark, Mark) else ()
+        return self.new.call(aten.full.default, (kind.shape, mark), out, (), given, self.old.source[self.row], named)
+
+    def converted(self, value: int, kind: TensorType) -> int:
+        """The value in the dtype, device and shape of the region that it is written to."""
+        have = self.new.type_of(value)
+        source = self.old.source[self.row]
+        if (have.dtype, have.device) != (kind.dtype, kind.device):
+            have = TensorType(have.shape, have.stride, kind.dtype, kind.device)
+            named = (("dtype", kind.dtype), ("device", kind.device))
+            value = self.new.call(aten._to_copy.default, (Mark.TENSOR,), self.new.types(have), (value,), (), source, named)
+        if have.shape != kind.shape:
+            shown = torch.empty_strided(have.shape, have.stride, device="meta").expand(kind.shape)
+            out = self.new.types(TensorType(kind.shape, tuple(shown.stride()), kind.dtype, kind.device))
+            value = self.new.call(aten.expand.default, (Mark.TENSOR, kind.shape), out, (value,), (), source)
+        return value
+
+    def store(self, handle: int, value: int) -> None:
+        """Makes `value` the content of the region that `handle` shows."""
+        place = self.old.place[handle]
+        content = self.content[place[0]]
+        type_id = self.old.value_type[handle]
+        kind = self.old.types.items[type_id]
+        if len(set(kind.shape)) and not injective(kind):
+            raise CaptureError(f"an in-place write to an expanded tensor: {self.where()}")
+        start = place[1] - self.old.cells[place[0]].offset
+        number = content.writes + 1
+        if kind.numel == content.type.numel:
+            if type_id != content.type_id:
+                value_whole = self.write_call(content, value, kind, start)
+            else:
+                value_whole = value
+            content.owner = np.full(content.type.numel, number, dtype=np.int32)
+            content.history.append(value_whole)
+        else:
+            if content.owner is None:
+                content.owner = np.zeros(content.type.numel, dtype=np.int32)
+            self.owners(content, place, type_id)[...] = number
+            content.history.append(self.write_call(content, value, kind, start))
+            content.known[(self.old.cells[place[0]].offset, content.type_id)] = (content.history[-1], number)
+        content.known[(place[1], type_id)] = (value, number)
+
+    def write_call(self, content: Content, value: int, kind: TensorType, start: int) -> int:
+        args = (Mark.TENSOR, Mark.TENSOR, kind.shape, kind.stride, Mark.INT)
+        whole = content.history[-1]
+        return self.new.call(prims.write, args, content.type_id, (whole, value), (start,), self.old.source[self.row])
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Final contents of outside storages, and results; results that share a storage stay views of one value."""
+        new = self.new
+        for cell_number, content in self.content.items():
+            cell = self.old.cells[cell_number]
+            if cell.leaf >= 0 and content.writes:
+                new.mutations.append((cell.leaf, content.history[-1]))
+        for out in self.old.outputs:
+            new.outputs.append(Output(self.read(out.value), out.leaf, out.region, self.old.place[out.value][0]))
+
+    def where(self) -> str:
+        return self.old.sources.items[self.old.source[self.row]]
+
+
+RESULT_TYPES: dict[Any, int] = {}
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(torch.empty(shape, device="meta").stride())
+
+
+def dense(kind: TensorType) -> bool:
+    """Whether the elements fill a block of memory without gaps or overlaps, in some order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(kind.stride, kind.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def injective(kind: TensorType) -> bool:
+    """Whether no two indices show the same element (judged by strides: sound, and exact for views that slicing makes)."""
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(kind.stride, kind.shape, strict=True) if n != 1):
+        if stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return True
+
+
+def mutated_arguments(symbol: Symbol) -> list[str]:
+    arguments = symbol.target._schema.arguments  # type: ignore[attr-defined]
+    return [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+
+
+def bind(symbol: Symbol) -> dict[str, Any]:
+    """The argument templates of a row by name, in the order in which their holes are filled."""
+    arguments = symbol.target._schema.arguments  # type: ignore[attr-defined]
+    named = {a.name: t for a, t in zip(arguments, symbol.args, strict=False)}
+    return named | dict(symbol.kwargs)
+
+
+def first_hole(template: Any, holes: list[int], templates: dict[str, Any], name: str) -> int:
+    position = 0
+    for other, shape in templates.items():
+        if other == name:
+            break
+        position += count_tensors(shape)
+    if template is not Mark.TENSOR:
+        raise CaptureError(f"an in-place call on a list of tensors ({name})")
+    return holes[position]
+
+
+def count_tensors(template: Any) -> int:
+    if template is Mark.TENSOR:
+        return 1
+    return sum(map(count_tensors, template)) if type(template) is tuple else 0
+
+
+def collect(template: Any, holes: Any, constants: Any) -> tuple[Any, list[int], list[Any]]:
+    """A template with the values and numbers that fill it."""
+    if template is Mark.TENSOR:
+        return template, [next(holes)], []
+    if template is Mark.INT or template is Mark.FLOAT:
+        return template, [], [next(constants)]
+    if type(template) is tuple:
+        parts = [collect(t, holes, constants) for t in template]
+        return template, [v for p in parts for v in p[1]], [n for p in parts for n in p[2]]
+    return template, [], []
+
+
+@lru_cache(maxsize=None)
+def keyword_only(op: Any) -> frozenset[str]:
+    return frozenset(a.name for a in op._schema.arguments if a.kwarg_only)
+
+
+@lru_cache(maxsize=None)
+def functional_twin(op: Callable[..., Any]) -> Any:
+    """The overload that computes what an in-place or out= overload writes: same argument names, nothing mutated."""
+    schema = op._schema  # type: ignore[attr-defined]
+    name = schema.name.split("::")[1]
+    wanted = [a.name for a in schema.arguments if not (a.alias_info is not None and a.alias_info.is_write and a.kwarg_only)]
+    packet = None
+    for candidate in (name.removesuffix("_"), name.removesuffix("_") + "_functional"):
+        packet = getattr(aten, candidate, None)
+        for overload in packet.overloads() if packet is not None else ():
+            twin = getattr(packet, overload)
+            plain = not any(a.alias_info is not None and a.alias_info.is_write for a in twin._schema.arguments)
+            same = [a.name for a in twin._schema.arguments] == wanted
+            types = [str(a.type) for a in twin._schema.arguments] == [
+                str(a.type) for a in schema.arguments if a.name in wanted
+            ]
+            if plain and same and types and len(twin._schema.returns) == 1:
+                return twin
+    return None
