@@ -115,9 +115,10 @@ class Walk:
         self._watch(name, value, CONTENTS, digest(value), "contents")
 
     def _mapping(self, value: Mapping[Any, Any], name: str, depth: int) -> None:
-        self._watch(name, value, KEYS, frozenset(value), "keys")
+        watched = all(is_plain(key) for key in value)
+        self._watch(name, value, KEYS if watched else "set(o)", frozenset(value), "keys")
         for key, item in value.items():
-            if is_plain(key):
+            if watched:
                 self.place(f"{name}[{key!r}]", value, f"o[{key!r}]", item, depth)
             else:
                 self.visit(item, f"{name}[..]", depth)

@@ -97,8 +97,8 @@ def compile_check(watches: Iterable[Watch]) -> Callable[[], bool]:
             lines.append(f"        o = o{number}")
         namespace[f"e{number}"] = watch.expected
         condition = CONDITIONS[watch.kind].format(access=watch.access, expected=f"e{number}")
-        if watch.access == KEYS and not watch.expected:
-            condition = "o"  # an empty mapping, as most hooks are
+        if watch.access == KEYS:  # each entry has its own watch, so the same number means the same keys
+            condition = f"len(o) != {len(watch.expected)}"
         lines.append(f"        if {condition}: return False")
     lines += ["    except UNREADABLE:", "        return False", "    return True"]
     exec("\n".join(lines), namespace)
