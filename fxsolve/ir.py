@@ -2,7 +2,8 @@
 
 Every graph that a pass sees is a `torch.fx.Graph` in which
 
-- ops are `placeholder`, `get_attr`, `call_function` and `output` only;
+- ops are `placeholder`, `call_function` and `output`, and in a program's own graph `call_module`: an equation block,
+  called with three tuples (initial carries or buffers, stacked inputs, invariants);
 - call targets are ATen overloads (`torch.ops.aten.mul.Tensor`), `operator.getitem`, or a function of `fxsolve.prims`;
 - all calls are functional: nothing mutates its inputs;
 - `node.meta["type"]` is a `TensorType` (or a tuple of them for calls with several results, None for a static value);
@@ -12,11 +13,15 @@ Every graph that a pass sees is a `torch.fx.Graph` in which
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
+
+if TYPE_CHECKING:
+    from fxsolve.tape import Leaf, Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,22 @@ class Slots:
 
 
 EquationBlock = Recurrence | FixedPoint
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured program: a graph over its leaves, and the equation blocks that the graph calls by name.
+
+    The placeholders of `graph` stand for `leaves`, in order. It returns one flat tuple: the results (`outputs` says which
+    are views of a leaf), then the final contents of the leaves that the program mutates, then the guarded values.
+    """
+
+    graph: fx.Graph
+    blocks: Mapping[str, EquationBlock]
+    leaves: tuple[Leaf, ...]
+    outputs: tuple[Output, ...]
+    mutated: tuple[int, ...]
+    guards: tuple[bool, ...]
 
 
 def calls(graph: fx.Graph) -> Iterator[fx.Node]:

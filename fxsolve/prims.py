@@ -44,3 +44,13 @@ def draw(
 def guard(value: torch.Tensor, expected: bool | int) -> torch.Tensor:
     """Whether a value that Python branched on while recording is still what it was: a 0-d boolean tensor."""
     return value == expected
+
+
+def take(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """`x[rows]` along the first dimension, in any order."""
+    return x.index_select(0, torch.tensor(rows, device=x.device))
+
+
+def constants(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Python numbers, one a step, as a stacked input of scalars."""
+    return torch.tensor(values, dtype=dtype, device=device)

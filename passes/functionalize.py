@@ -55,6 +55,7 @@ class Functionalizer:
         self.new = Tape(types=tape.types, sources=tape.sources)
         self.value: dict[int, int] = {}
         self.content: dict[int, Content] = {}
+        self.known_types: dict[Any, tuple[int, ...]] = {}
         self.row = 0
 
     def run(self) -> Tape:
@@ -80,7 +81,8 @@ class Functionalizer:
         inputs = tuple([self.read(v) for v in old.inputs[row]])
         types = tuple([new.value_type[v] for v in inputs])
         if types != symbol.inputs:
-            symbol = Symbol(symbol.target, symbol.args, symbol.kwargs, types, symbol.outputs, symbol.listed)
+            outputs = self.result_types(symbol.target, symbol.args, symbol.kwargs, types, old.numbers[row])
+            symbol = Symbol(symbol.target, symbol.args, symbol.kwargs, types, outputs, symbol.listed)
         values = new.append(new.symbols(symbol), inputs, old.numbers[row], old.source[row])
         for i, value in enumerate(values):
             self.define(old.first[row] + i, value)
@@ -191,23 +193,28 @@ class Functionalizer:
                 kwargs.append((argument, shape))
             else:
                 args.append(shape)
-        out = self.result_type(twin, args, kwargs, used, numbers, kind)
+        types = tuple(new.value_type[v] for v in used)
+        (out,) = self.result_types(twin, args, kwargs, types, numbers)
         result = new.call(twin, tuple(args), out, tuple(used), tuple(numbers), old.source[row], tuple(kwargs))
         return self.converted(result, kind)
 
-    def result_type(self, twin: Any, args: Any, kwargs: Any, used: list[int], numbers: list[Any], kind: TensorType) -> int:
-        """The type that the functional twin gives: strides and dtype may differ from those of the written region."""
-        key = (twin, tuple(args), tuple(kwargs), tuple(self.new.value_type[v] for v in used), tuple(map(type, numbers)))
-        known = RESULT_TYPES.get((id(self.new.types), key))
+    def result_types(self, target: Any, args: Any, kwargs: Any, types: tuple[int, ...], numbers: Any) -> tuple[int, ...]:
+        """The types that a call gives for inputs whose strides or dtype are not those that were recorded."""
+        key = (target, tuple(args), tuple(kwargs), types, tuple(numbers))
+        known = self.known_types.get(key)
         if known is None:
-            made = (torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device="meta") for t in map(self.new.type_of, used))
+            kinds = [self.new.types.items[t] for t in types]
+            made = iter([torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device="meta") for t in kinds])
             constants = iter(numbers)
-            with torch.no_grad():
-                filled = [fill(a, made, constants) for a in args]
-                named = {k: fill(a, made, constants) for k, a in kwargs}
-                out = twin(*filled, **named)
-            known = self.new.types(TensorType(tuple(out.shape), tuple(out.stride()), out.dtype, kind.device))
-            RESULT_TYPES[(id(self.new.types), key)] = known
+            filled = [fill(a, made, constants) for a in args]
+            named = {k: fill(a, made, constants) for k, a in kwargs}
+            out = target(*filled, **named)
+            device = kinds[0].device
+            known = tuple(
+                self.new.types(TensorType(tuple(o.shape), tuple(o.stride()), o.dtype, device))
+                for o in (out if isinstance(out, (tuple, list)) else [out])
+            )
+            self.known_types[key] = known
         return known
 
     def filled(self, symbol: Symbol, kind: TensorType, inputs: list[int]) -> int:
@@ -248,10 +255,8 @@ class Functionalizer:
         start = place[1] - self.old.cells[place[0]].offset
         number = content.writes + 1
         if kind.numel == content.type.numel:
-            if type_id != content.type_id:
-                value_whole = self.write_call(content, value, kind, start)
-            else:
-                value_whole = value
+            same_layout = type_id == content.type_id == self.new.value_type[value]
+            value_whole = value if same_layout else self.write_call(content, value, kind, start)
             content.owner = np.full(content.type.numel, number, dtype=np.int32)
             content.history.append(value_whole)
         else:
@@ -281,9 +286,6 @@ class Functionalizer:
 
     def where(self) -> str:
         return self.old.sources.items[self.old.source[self.row]]
-
-
-RESULT_TYPES: dict[Any, int] = {}
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

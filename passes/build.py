@@ -1,0 +1,413 @@
+"""Build: from a tape and its loops to a program: an fx graph that calls equation blocks.
+
+    h = f(h, x[0]); ys += [h]; h = f(h, x[1]); ys += [h]; ...; return stack(ys)
+        -->   (h_T, ys) = block((h,), (x stacked,), (weights,)); return ys
+
+Every loop becomes a Recurrence. Lists of a loop's values that are stacked or concatenated afterwards become its stacked
+outputs; values that differ from step to step become stacked inputs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxsolve import prims
+from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Program, Recurrence, TensorType, contiguous_stride
+from fxsolve.passes.roll import Loop
+from fxsolve.tape import Mark, Symbol, Tape, fill
+
+aten = torch.ops.aten
+NAME = "build"
+
+
+def build(tape: Tape, loops: Sequence[Loop]) -> Program:
+    """The program of a tape whose loops were found."""
+    return Builder(tape, loops).run()
+
+
+CarryKey = tuple[int, int, tuple[int, ...]]  # position, distance, initial values of iterations -distance .. -1
+
+
+@dataclass(frozen=True)
+class Where:
+    """A loop's value: which loop, which position of the step, which iteration."""
+
+    loop: int
+    position: int
+    iteration: int
+
+
+class Builder:
+    def __init__(self, tape: Tape, loops: Sequence[Loop]) -> None:
+        self.tape = tape
+        self.loops = loops
+        self.graph = fx.Graph()
+        self.nodes: dict[int, fx.Node] = {}  # value -> node of the program's graph
+        self.blocks: dict[str, Recurrence] = {}
+        self.finals: dict[tuple[int, int], fx.Node] = {}  # (loop, position) -> its value after the last iteration
+        self.stacks: dict[tuple[int, int], fx.Node] = {}  # (loop, position) -> all its values
+        self.ranges = [
+            (tape.first[loop.start], self.value_stop(loop), self.step_values(loop)) for loop in loops
+        ]
+        self.used_after = self.outside_uses()
+
+    def step_values(self, loop: Loop) -> int:
+        tape = self.tape
+        rows = range(loop.start, loop.start + loop.period)
+        return sum(len(tape.symbols.items[tape.symbol[row]].outputs) for row in rows)
+
+    def value_stop(self, loop: Loop) -> int:
+        return self.tape.first[loop.start] + self.step_values(loop) * loop.count
+
+    def locate(self, value: int) -> Where | None:
+        for number, (low, high, size) in enumerate(self.ranges):
+            if low <= value < high:
+                return Where(number, (value - low) % size, (value - low) // size)
+        return None
+
+    def outside_uses(self) -> dict[tuple[int, int], set[int]]:
+        """(loop, position) -> the iterations whose value is used after the loop."""
+        tape = self.tape
+        uses: dict[tuple[int, int], set[int]] = {}
+        inside = [(loop.start, loop.stop) for loop in self.loops]
+        row, plain = 0, []
+        for start, stop in inside:
+            plain += range(row, start)
+            row = stop
+        plain += range(row, len(tape))
+        wanted = [v for r in plain for v in tape.inputs[r]]
+        wanted += [o.value for o in tape.outputs] + [v for _, v in tape.mutations] + [v for v, _ in tape.guards]
+        for loop in self.loops:
+            for column in loop.columns:
+                wanted += [*column.values, *([column.value] if column.value >= 0 else [])]
+        for value in wanted:
+            place = self.locate(value)
+            if place is not None:
+                uses.setdefault((place.loop, place.position), set()).add(place.iteration)
+        return uses
+
+    # -- the program's graph ----------------------------------------------------------------------
+
+    def run(self) -> Program:
+        tape = self.tape
+        for number, leaf in enumerate(tape.leaves):
+            node = self.graph.create_node("placeholder", f"{leaf.kind[0]}{number}", name=f"{leaf.kind[0]}{number}")
+            node.meta.update(type=tape.type_of(leaf.value), source="")
+            self.nodes[leaf.value] = node
+        row = 0
+        for number, loop in enumerate(self.loops):
+            self.plain_rows(row, loop.start)
+            self.block(number, loop)
+            row = loop.stop
+        self.plain_rows(row, len(tape))
+        returned = [o.value for o in tape.outputs] + [v for _, v in tape.mutations] + [v for v, _ in tape.guards]
+        self.graph.output(tuple(self.node(v) for v in returned))
+        return Program(
+            self.graph,
+            self.blocks,
+            tuple(tape.leaves),
+            tuple(tape.outputs),
+            tuple(leaf for leaf, _ in tape.mutations),
+            tuple(expected for _, expected in tape.guards),
+        )
+
+    def plain_rows(self, low: int, high: int) -> None:
+        for row in range(low, high):
+            symbol: Symbol = self.tape.symbols.items[self.tape.symbol[row]]
+            if symbol.target in (aten.stack.default, aten.cat.default) and len(self.tape.inputs[row]) > 3:
+                result = self.joined(row, symbol)
+            else:
+                inputs = [self.node(v) for v in self.tape.inputs[row]]
+                result = row_nodes(self.graph, self.tape, row, inputs, list(self.tape.numbers[row]))
+            for i, node in enumerate(result):
+                self.nodes[self.tape.first[row] + i] = node
+
+    def node(self, value: int) -> fx.Node:
+        """The node that holds a value outside of the loops; a loop's value is taken from its stack."""
+        known = self.nodes.get(value)
+        if known is not None:
+            return known
+        place = self.locate(value)
+        assert place is not None, f"value {value} has no node"
+        key = (place.loop, place.position)
+        if place.iteration == self.loops[place.loop].count - 1 and key in self.finals:
+            node = self.finals[key]
+        else:
+            stack = self.stacks[key]
+            node = self.call(aten.select.int, (stack, 0, place.iteration), self.tape.type_of(value), stack.meta["source"])
+        self.nodes[value] = node
+        return node
+
+    def call(self, target: Any, args: tuple[Any, ...], kind: TensorType, source: str) -> fx.Node:
+        node = self.graph.call_function(target, args)
+        node.meta.update(type=kind, source=source)
+        return node
+
+    # -- many values as one -----------------------------------------------------------------------
+
+    def joined(self, row: int, symbol: Symbol) -> list[fx.Node]:
+        """`stack` or `cat` of a long list: values of one loop are taken from its stack at once."""
+        tape = self.tape
+        values = tape.inputs[row]
+        kind = tape.types.items[symbol.outputs[0]]
+        source = tape.sources.items[tape.source[row]]
+        dim = (int(tape.numbers[row][0]) if tape.numbers[row] else 0) % len(kind.shape)
+        stacking = symbol.target is aten.stack.default
+        parts = []
+        for piece in self.pieces(values):
+            first = tape.type_of(piece[0])
+            if len(piece) == 1:
+                node = self.node(piece[0])
+                if stacking:
+                    shape = (*first.shape[:dim], 1, *first.shape[dim:])
+                    node = self.call(aten.unsqueeze.default, (node, dim), fresh(shape, first), source)
+            else:
+                node = self.spread(self.stacked(piece, source), dim, stacking, first, len(piece), source)
+            parts.append(node)
+        if len(parts) == 1:
+            return parts
+        return [self.call(aten.cat.default, (parts, dim), kind, source)]
+
+    def pieces(self, values: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Cuts a list into stretches that one stack holds, and single values."""
+        out: list[list[int]] = []
+        previous: Where | None = None
+        for value in values:
+            place = self.locate(value)
+            joins = (
+                previous is not None
+                and place is not None
+                and (previous.loop, previous.position) == (place.loop, place.position)
+                and place.iteration == previous.iteration + 1
+            )
+            if joins:
+                out[-1].append(value)
+            else:
+                out.append([value])
+            previous = place
+        return [tuple(piece) for piece in out]
+
+    def spread(self, node: fx.Node, dim: int, stacking: bool, one: TensorType, count: int, source: str) -> fx.Node:
+        """(T, *S) --> S with T at `dim` (stack), or with S[dim] * T there (cat)."""
+        order = [*range(1, dim + 1), 0, *range(dim + 1, len(one.shape) + 1)]
+        shape = (*one.shape[:dim], count, *one.shape[dim:])
+        if dim:
+            node = self.call(aten.permute.default, (node, order), fresh(shape, one), source)
+        if not stacking:
+            shape = (*one.shape[:dim], count * one.shape[dim], *one.shape[dim + 1 :])
+            node = self.call(aten.reshape.default, (node, list(shape)), fresh(shape, one), source)
+        return node
+
+    def stacked(self, values: tuple[int, ...], source: str) -> fx.Node:
+        """One tensor (T, *S) of T values: from a loop's stack or an `unbind`, or stacked here."""
+        tape = self.tape
+        one = tape.type_of(values[0])
+        kind = fresh((len(values), *one.shape), one)
+        places = [self.locate(v) for v in values]
+        first = places[0]
+        if first is not None and all(p is not None and (p.loop, p.position) == (first.loop, first.position) for p in places):
+            whole = self.stacks[(first.loop, first.position)]
+            rows = [p.iteration for p in places if p is not None]
+            return self.rows(whole, rows, self.loops[first.loop].count, kind, source)
+        producers = {tape.value_row[v] for v in values}
+        row = producers.pop()
+        if not producers and row >= 0 and tape.symbols.items[tape.symbol[row]].target is aten.unbind.int:
+            split = self.node(tape.inputs[row][0])
+            dim = (int(tape.numbers[row][0]) if tape.numbers[row] else 0) % len(split.meta["type"].shape)
+            size = split.meta["type"].shape[dim]
+            order = [dim, *(d for d in range(len(split.meta["type"].shape)) if d != dim)]
+            whole = split
+            if dim:
+                moved = fresh((size, *one.shape), one)
+                whole = self.call(aten.permute.default, (split, order), moved, source)
+            return self.rows(whole, [v - tape.first[row] for v in values], size, kind, source)
+        return self.call(aten.stack.default, ([self.node(v) for v in values], 0), kind, source)
+
+    def rows(self, whole: fx.Node, rows: list[int], size: int, kind: TensorType, source: str) -> fx.Node:
+        """`whole[rows]`: nothing, a slice or a flip where the rows allow it."""
+        count = len(rows)
+        if rows == list(range(size)):
+            return whole
+        if rows == list(range(rows[0], rows[0] + count)):
+            return self.call(aten.slice.Tensor, (whole, 0, rows[0], rows[0] + count), kind, source)
+        if rows == list(range(rows[0], rows[0] - count, -1)):
+            part = whole
+            if count != size:
+                part = self.call(aten.slice.Tensor, (whole, 0, rows[-1], rows[0] + 1), kind, source)
+            return self.call(aten.flip.default, (part, [0]), kind, source)
+        return self.call(prims.take, (whole, tuple(rows)), kind, source)
+
+    # -- one loop ---------------------------------------------------------------------------------
+
+    def block(self, number: int, loop: Loop) -> None:
+        step = StepBuilder(self, number, loop)
+        block, initial, stacked, consts = step.run(f"block{number}")
+        self.blocks[block.name] = block
+        source = block.source
+        call = self.graph.create_node("call_module", block.name, (tuple(initial), tuple(stacked), tuple(consts)), name=block.name)
+        types = [*step.carry_types, *(fresh((loop.count, *t.shape), t) for t in step.output_types)]
+        call.meta.update(type=tuple(types), source=source)
+        for i, key in enumerate(step.carry_keys):
+            if key[1] == 1:
+                self.finals[(number, key[0])] = self.call(operator.getitem, (call, i), types[i], source)
+        for i, position in enumerate(step.output_positions):
+            index = len(step.carry_keys) + i
+            self.stacks[(number, position)] = self.call(operator.getitem, (call, index), types[index], source)
+
+
+class StepBuilder:
+    """The step graph of one loop."""
+
+    def __init__(self, builder: Builder, number: int, loop: Loop) -> None:
+        self.builder, self.number, self.loop, self.tape = builder, number, loop, builder.tape
+        self.graph = fx.Graph()
+        self.first = self.tape.first[loop.start]
+        self.carry_keys = self.find_carries()
+        self.carry_types = [self.tape.type_of(self.first + key[0]) for key in self.carry_keys]
+        used = builder.used_after
+        last = {loop.count - 1}
+        final = {key[0] for key in self.carry_keys if key[1] == 1}
+        self.output_positions = sorted(
+            position
+            for (owner, position), iterations in used.items()
+            if owner == number and not (position in final and iterations == last)
+        )
+        self.output_types = [self.tape.type_of(self.first + p) for p in self.output_positions]
+
+    def find_carries(self) -> list[CarryKey]:
+        keys: dict[CarryKey, None] = {}
+        for column in self.loop.columns:
+            if column.kind == "carried":
+                for distance in range(1, column.distance + 1):
+                    keys[(column.position, distance, column.values[-distance:])] = None
+        return list(keys)
+
+    def run(self, name: str) -> tuple[Recurrence, list[fx.Node], list[fx.Node], list[fx.Node]]:
+        tape, loop, builder = self.tape, self.loop, self.builder
+        source = tape.sources.items[tape.source[loop.start]]
+        carries = {}
+        initial = []
+        for i, (key, kind) in enumerate(zip(self.carry_keys, self.carry_types, strict=True)):
+            carries[key] = self.placeholder(f"{CARRY}{i}", kind)
+            initial.append(builder.node(key[2][0]))
+        stacks = list(dict.fromkeys(c.values for c in loop.columns if c.kind == "stacked"))
+        stack_nodes = {v: self.placeholder(f"{STACKED}{i}", tape.type_of(v[0])) for i, v in enumerate(stacks)}
+        stacked = [builder.stacked(v, source) for v in stacks]
+        tables, number_args = self.index_columns(stacked, len(stacks), source)
+        invariants = list(dict.fromkeys(c.value for c in loop.columns if c.kind == "invariant"))
+        const_nodes = {v: self.placeholder(f"{CONST}{i}", tape.type_of(v)) for i, v in enumerate(invariants)}
+        consts = [builder.node(v) for v in invariants]
+        locals_ = self.body(carries, stack_nodes, const_nodes, number_args)
+        new = [
+            locals_[p] if d == 1 else carries[(p, d - 1, values[1:])] for p, d, values in self.carry_keys
+        ]
+        outputs = [locals_[p] for p in self.output_positions]
+        self.graph.output(tuple(new + outputs))
+        block = Recurrence(
+            name, loop.count, self.graph, len(new), len(stacked), len(consts), len(outputs), tuple(tables), source
+        )
+        return block, initial, stacked, consts
+
+    def placeholder(self, name: str, kind: TensorType | None) -> fx.Node:
+        node = self.graph.create_node("placeholder", name, name=name)
+        node.meta.update(type=kind, source="")
+        return node
+
+    def index_columns(
+        self, stacked: list[fx.Node], stack_count: int, source: str
+    ) -> tuple[list[tuple[Any, ...]], list[Any]]:
+        """Numbers that vary from step to step: columns of the table. Those of scalar tensors become stacked inputs."""
+        loop, tape = self.loop, self.tape
+        columns: dict[tuple[Any, ...], Any] = {}
+        pending: list[tuple[tuple[Any, ...], int]] = []
+        args: list[Any] = []
+        rows = [row for row in range(loop.start, loop.start + loop.period) for _ in tape.numbers[row]]
+        for j, row in enumerate(rows):
+            numbers = tuple(loop.numbers[:, j].tolist())
+            if all(type(n) is type(numbers[0]) and repr(n) == repr(numbers[0]) for n in numbers):
+                args.append(numbers[0])
+                continue
+            symbol = tape.symbols.items[tape.symbol[row]]
+            if symbol.target is aten.scalar_tensor.default:
+                kind = tape.types.items[symbol.outputs[0]]
+                node = self.placeholder(f"{STACKED}{len(stacked)}", kind)
+                whole = fresh((loop.count,), kind)
+                call = self.builder.call(prims.constants, (numbers, kind.dtype, kind.device), whole, source)
+                stacked.append(call)
+                args.append(node)
+                continue
+            if numbers not in columns:
+                columns[numbers] = len(columns)
+                pending.append((numbers, len(pending)))
+            args.append(("column", columns[numbers]))
+        nodes = [self.placeholder(f"{INDEX}{i}", None) for _, i in pending]
+        args = [nodes[a[1]] if isinstance(a, tuple) else a for a in args]
+        return [numbers for numbers, _ in pending], args
+
+    def body(
+        self,
+        carries: dict[CarryKey, fx.Node],
+        stacks: dict[tuple[int, ...], fx.Node],
+        consts: dict[int, fx.Node],
+        number_args: list[Any],
+    ) -> list[fx.Node]:
+        locals_: list[fx.Node] = []
+        columns, numbers = iter(self.loop.columns), iter(number_args)
+        for row in range(self.loop.start, self.loop.start + self.loop.period):
+            inputs = []
+            for _ in self.tape.inputs[row]:
+                column = next(columns)
+                if column.kind == "local":
+                    inputs.append(locals_[column.position])
+                elif column.kind == "carried":
+                    inputs.append(carries[(column.position, column.distance, column.values)])
+                elif column.kind == "stacked":
+                    inputs.append(stacks[column.values])
+                else:
+                    inputs.append(consts[column.value])
+            given = [next(numbers) for _ in self.tape.numbers[row]]
+            symbol = self.tape.symbols.items[self.tape.symbol[row]]
+            if symbol.target is aten.scalar_tensor.default and isinstance(given[0], fx.Node):
+                locals_.append(given[0])
+            else:
+                locals_ += row_nodes(self.graph, self.tape, row, inputs, given)
+        return locals_
+
+
+def row_nodes(graph: fx.Graph, tape: Tape, row: int, inputs: list[fx.Node], numbers: list[Any]) -> list[fx.Node]:
+    """The nodes of one row: the call, and an item of it for each result when it gives several."""
+    symbol: Symbol = tape.symbols.items[tape.symbol[row]]
+    tensors, constants = iter(inputs), iter(numbers)
+    args = tuple(fill(a, tensors, constants) for a in symbol.args)
+    kwargs = {k: fill(a, tensors, constants) for k, a in symbol.kwargs}
+    node = graph.call_function(viewable(symbol, tape), args, kwargs)
+    types = tuple(tape.types.items[t] if t >= 0 else None for t in symbol.outputs)
+    source = tape.sources.items[tape.source[row]]
+    node.meta.update(type=types if symbol.listed else types[0], source=source)
+    if not symbol.listed:
+        return [node]
+    items = []
+    for i, kind in enumerate(types):
+        item = graph.call_function(operator.getitem, (node, i))
+        item.meta.update(type=kind, source=source)
+        items.append(item)
+    return items
+
+
+def viewable(symbol: Symbol, tape: Tape) -> Any:
+    """A `view` whose input lost its strides when writes were forwarded becomes a `reshape`."""
+    if symbol.target is not aten.view.default or symbol.args[1] is Mark.TENSOR:
+        return symbol.target
+    kind = tape.types.items[symbol.inputs[0]]
+    return symbol.target if kind.stride == contiguous_stride(kind.shape) else aten.reshape.default
+
+
+def fresh(shape: tuple[int, ...], like: TensorType) -> TensorType:
+    """A row-major type of the given shape."""
+    return TensorType(shape, contiguous_stride(shape), like.dtype, like.device)
