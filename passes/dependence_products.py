@@ -1,0 +1,143 @@
+"""Dependence rules of contractions: matrix products, convolutions, attention; see `dependence.py`.
+
+All of them are one max-plus product: with x the indices of one factor and w the other factor,
+
+    out[m, o] = max over k with w[o, k] != 0 of x[m, k].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxsolve.passes.dependence import (
+    Call,
+    Concrete,
+    Dependence,
+    compress,
+    index_of,
+    largest,
+    maximum,
+    none,
+    rule,
+    shape_of,
+    signed,
+    thin,
+)
+
+# How many elements a masked maximum holds at a time.
+_CHUNK = 1 << 22
+
+
+def contract(x: Tensor, pattern: Tensor | None) -> Tensor:
+    """out[b, m, o] = max over k with pattern[b, o, k] of x[b, m, k]; a missing pattern is true everywhere, for any o.
+
+    x: (B, M, K); pattern: (B or 1, O, K); result: (B, M, O), or (B, M, 1) without a pattern.
+    """
+    if pattern is None:
+        return largest(x, (2,), keepdim=True)
+    batch, rows, width = x.shape
+    outs = pattern.shape[1]
+    if width == 0:
+        return none((batch, rows, outs))
+    x, pattern = thin(compress(x)), thin(compress(pattern))
+    if x.shape[2] == 1:
+        found = torch.where(pattern.any(2)[:, None, :], x, -1.0)
+        return found.expand(batch, rows, outs)
+    if pattern.shape[2] == 1:
+        found = torch.where(pattern[..., 0][:, None, :], x.amax(2, keepdim=True), -1.0)
+        return found.expand(batch, rows, outs)
+    if pattern.shape[0] > 1:
+        parts = [_masked_max(each, p) for each, p in zip(x.expand(pattern.shape[0], -1, -1), pattern, strict=True)]
+        return torch.stack(parts).expand(batch, rows, outs)
+    distinct, which = torch.unique(pattern[0], dim=0, return_inverse=True)
+    found = _masked_max(x.reshape(-1, width), distinct)[:, which].reshape(x.shape[0], x.shape[1], -1)
+    return found.expand(batch, rows, outs)
+
+
+def _masked_max(x: Tensor, pattern: Tensor) -> Tensor:
+    """(M, K), (O, K) -> (M, O), in chunks of rows."""
+    step = max(1, _CHUNK // max(1, pattern.numel()))
+    return torch.cat([torch.where(pattern, each[:, None, :], -1.0).amax(2) for each in x.split(step)])
+
+
+# ---------------------------------------------------------------- matrix products
+
+
+def matrices(call: Call, a: Any, b: Any) -> Dependence:
+    """a @ b for (B, M, K) and (B, K, O): a product with an exact zero in either factor depends on neither."""
+    left, right = index_of(a), index_of(b).transpose(1, 2)
+    nonzero_a, nonzero_b = _nonzero(call.zeros(a)), _nonzero(call.zeros(b))
+    shape = (left.shape[0], left.shape[1], right.shape[1])
+    parts = [none(shape)]
+    if isinstance(a, Dependence):
+        parts.append(contract(left, None if nonzero_b is None else nonzero_b.transpose(1, 2)).expand(shape))
+    if isinstance(b, Dependence):
+        parts.append(contract(right, nonzero_a).transpose(1, 2).expand(shape))
+    sign = nonzero_a is not None or nonzero_b is not None or signed(a, b)
+    return Dependence(maximum(shape, *parts), signed=sign)
+
+
+def _nonzero(zeros: Tensor | None) -> Tensor | None:
+    return None if zeros is None else ~zeros
+
+
+def reshaped(fact: Any, function: Any) -> Any:
+    """An operand seen in another shape."""
+    if isinstance(fact, Concrete):
+        return Concrete(function(fact.value), fact.names, fact.zeros)
+    return Dependence(function(fact.index), None if fact.known is None else function(fact.known), fact.signed)
+
+
+@rule("bmm")
+def bmm(call: Call, a: Any, b: Any, *_: Any) -> Any:
+    return matrices(call, a, b)
+
+
+@rule("mm")
+def mm(call: Call, a: Any, b: Any, *_: Any) -> Any:
+    found = matrices(call, reshaped(a, lambda x: x[None]), reshaped(b, lambda x: x[None]))
+    return Dependence(found.index[0], signed=found.signed)
+
+
+@rule("mv")
+def mv(call: Call, a: Any, b: Any) -> Any:
+    found = matrices(call, reshaped(a, lambda x: x[None]), reshaped(b, lambda x: x[None, :, None]))
+    return Dependence(found.index[0, :, 0], signed=found.signed)
+
+
+@rule("dot", "vdot")
+def dot(call: Call, a: Any, b: Any) -> Any:
+    found = matrices(call, reshaped(a, lambda x: x[None, None]), reshaped(b, lambda x: x[None, :, None]))
+    return Dependence(found.index[0, 0, 0], signed=found.signed)
+
+
+@rule("addmm", "_addmm_activation", "baddbmm", "addmv")
+def addmm(call: Call, bias: Any, a: Any, b: Any, **_: Any) -> Any:
+    """beta * bias + alpha * a @ b."""
+    by_rank = {(2, 2): mm, (3, 3): bmm, (2, 1): mv}
+    found = by_rank[len(shape_of(a)), len(shape_of(b))](call, a, b)
+    return Dependence(maximum(call.shape, found.index, index_of(bias)), signed=found.signed or signed(bias))
+
+
+@rule("linear")
+def linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Any:
+    """x @ weight^T + bias over the last dimension."""
+    flat = reshaped(x, lambda each: each.reshape(1, -1, each.shape[-1]))
+    found = matrices(call, flat, reshaped(weight, lambda each: each.reshape(-1, each.shape[-1]).t()[None]))
+    index = found.index.reshape(call.shape)
+    return Dependence(maximum(call.shape, index, index_of(bias)), signed=found.signed or signed(bias))
+
+
+@rule("matmul")
+def matmul(call: Call, a: Any, b: Any) -> Any:
+    """Matrix product with batch dimensions broadcast; vectors as one row or column."""
+    left, right = len(shape_of(a)), len(shape_of(b))
+    a = reshaped(a, lambda x: x[None]) if left == 1 else a
+    b = reshaped(b, lambda x: x[:, None]) if right == 1 else b
+    batch = torch.broadcast_shapes(shape_of(a)[:-2], shape_of(b)[:-2])
+    a, b = (reshaped(fact, lambda x: x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])) for fact in (a, b))
+    found = matrices(call, a, b)
+    return Dependence(found.index.reshape(call.shape), signed=found.signed)
