@@ -1,0 +1,318 @@
+"""What the batching rules share: values in one of three forms, bound calls, the graph builder, and the registry.
+
+A value of the single step, of shape `S`, is held in the batched graph in one of three forms:
+
+- FIXED: shape `S`, the same for every element of the batch;
+- LEAD:  shape `(count, *S)`, element n is `value[n]`;
+- FOLD:  shape `(count * S[0], *S[1:])`, element n is `value[n * S[0] : (n + 1) * S[0]]` (rank 1 and above).
+
+FOLD is what lets a recurrent cell on (batch, features) values run on `count` times the rows with the very same calls.
+Since `count` is outermost in both, LEAD and FOLD differ by one reshape that moves no data.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxsolve.errors import FxsolveError
+from fxsolve.ir import TensorType, contiguous_stride
+
+aten = torch.ops.aten
+
+
+class Form(Enum):
+    FIXED = "fixed"
+    LEAD = "lead"
+    FOLD = "fold"
+
+
+FIXED, LEAD, FOLD = Form.FIXED, Form.LEAD, Form.FOLD
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the single step, of type `type` there, and the node that holds it in the batched graph."""
+
+    node: fx.Node
+    type: TensorType
+    form: Form
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def rank(self) -> int:
+        return len(self.type.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.type.dtype
+
+    @property
+    def fixed(self) -> bool:
+        return self.form is FIXED
+
+
+@dataclass(frozen=True)
+class Index:
+    """A Python int of the single step; `node` holds its `count` values in one int64 tensor."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of an op: enough to bind a call and to write it again."""
+
+    name: str
+    keyword_only: bool
+    default: Any
+    is_tensor: bool
+
+
+@functools.cache
+def parameters(target: Callable[..., Any]) -> tuple[Parameter, ...]:
+    """The parameters of an ATen overload (from its schema) or of a function of `prims` (from its signature)."""
+    if isinstance(target, torch._ops.OpOverload):
+        return tuple(
+            Parameter(a.name, a.kwarg_only, a.default_value, "Tensor" in str(a.type)) for a in target._schema.arguments
+        )
+    signature = inspect.signature(target).parameters.values()
+    return tuple(
+        Parameter(p.name, False, None if p.default is p.empty else p.default, "Tensor" in str(p.annotation))
+        for p in signature
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the single step: `target(**args)`, its arguments bound by name, and the recorded type of its result."""
+
+    target: Callable[..., Any]
+    args: Mapping[str, Any]
+    type: Any
+
+    @staticmethod
+    def bind(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], type: Any) -> Call:
+        names = [p.name for p in parameters(target)]
+        return Call(target, {**dict(zip(names, args, strict=False)), **kwargs}, type)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.args:
+            return self.args[name]
+        return next(p.default for p in parameters(self.target) if p.name == name)
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The tensor arguments that are not inside a list, by name."""
+        return {name: a for name, a in self.args.items() if isinstance(a, Value)}
+
+    @property
+    def main(self) -> str:
+        """The name of the first tensor argument."""
+        return next(p.name for p in parameters(self.target) if p.is_tensor)
+
+
+Rule = Callable[["Batcher", Call], Any]
+RULES: dict[Any, Rule] = {}
+INDEX_RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of `targets`.
+
+    It takes the builder and the call (at least one argument is batched) and gives the batched result: a `Value`, or a
+    tuple of them for a call with several results, or None where it does not apply, so that the default is used.
+    """
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(targets, function))
+        return function
+
+    return register
+
+
+def index_rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """As `rule`, for the calls in which some Python int differs from element to element."""
+
+    def register(function: Rule) -> Rule:
+        INDEX_RULES.update(dict.fromkeys(targets, function))
+        return function
+
+    return register
+
+
+@dataclass
+class Batcher:
+    """Builds the batched graph: emits typed nodes and moves values between forms."""
+
+    graph: fx.Graph
+    count: int
+    device: torch.device
+    source: str = ""
+    fakes: dict[fx.Node, Any] = field(default_factory=dict)
+    moved: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = field(default_factory=dict)
+
+    def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A new call; its type is found by running it on meta tensors."""
+        name = getattr(target, "__name__", "call").partition(".")[0]
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
+        node.meta["source"] = self.source
+        self.fakes[node] = fake = self._run_meta(node)
+        node.meta["type"] = self._type_of(fake)
+        return node
+
+    def emit_as(self, call: Call, target: Callable[..., Any] | None = None, /, **changed: Any) -> fx.Node:
+        """The call again, with some arguments replaced."""
+        target = target or call.target
+        args = {**call.args, **changed}
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        bound = parameters(target)
+        last = max((i for i, p in enumerate(bound) if p.name in args and not p.keyword_only), default=-1)
+        for i, p in enumerate(bound):
+            argument = args.get(p.name, p.default)
+            if i <= last and not p.keyword_only:
+                positional.append(plain(argument))
+            elif p.name in args:
+                keywords[p.name] = plain(argument)
+        return self.emit(target, *positional, **keywords)
+
+    def apply(self, target: Callable[..., Any], type: TensorType, *args: Any, **kwargs: Any) -> Any:
+        """The batched result of one more call of the single step, by the registered rule of `target`."""
+        return RULES[target](self, Call.bind(target, args, kwargs, type))
+
+    def value(self, node: fx.Node, type: TensorType, form: Form) -> Value:
+        """The node as a value, once its shape and dtype are checked to be what the form says."""
+        wanted = self.shape_in(form, type.shape)
+        got = node.meta.get("type")
+        if got is None:
+            node.meta["type"] = TensorType(wanted, contiguous_stride(wanted), type.dtype, type.device)
+        elif (got.shape, got.dtype) != (wanted, type.dtype):
+            raise FxsolveError(f"batching: {node.format_node()} gave {got}, not {form.value} {type.dtype} {wanted}")
+        elif got.device != type.device:
+            node.meta["type"] = TensorType(got.shape, got.stride, got.dtype, type.device)
+        return Value(node, type, form)
+
+    def values(self, node: fx.Node, types: Sequence[Any], forms: Form | Sequence[Form]) -> tuple[Any, ...]:
+        """The results of a call that has several; those that nobody uses disappear with the dead code."""
+        forms = [forms] * len(types) if isinstance(forms, Form) else forms
+        return tuple(
+            None if type is None else self.value(self.emit(getitem, node, i), type, form)
+            for i, (type, form) in enumerate(zip(types, forms, strict=True))
+        )
+
+    def finish(self, node: fx.Node, type: Any, form: Form) -> Any:
+        """The result or results of `node`, all in the same form."""
+        if isinstance(type, tuple):
+            return self.values(node, type, form)
+        return self.value(node, type, form)
+
+    def shape_in(self, form: Form, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if form is FIXED:
+            return shape
+        return (self.count, *shape) if form is LEAD else (self.count * shape[0], *shape[1:])
+
+    def lead(self, value: Value) -> fx.Node:
+        """The value as `(count, *S)`; a fixed one is expanded, which copies nothing."""
+        if value.fixed:
+            return self._moved(aten.expand.default, value.node, self.shape_in(LEAD, value.shape))
+        return self.reshaped(value, self.shape_in(LEAD, value.shape))
+
+    def fold(self, value: Value) -> fx.Node:
+        """The value as `(count * S[0], *S[1:])`; a fixed one is tiled."""
+        if value.fixed:
+            return self.tiled(value, FOLD)
+        return self.reshaped(value, self.shape_in(FOLD, value.shape))
+
+    def to(self, form: Form, value: Value) -> fx.Node:
+        return self.fold(value) if form is FOLD else self.lead(value)
+
+    def aligned(self, value: Value, rank: int) -> fx.Node:
+        """The value so that it broadcasts against `(count, *S)` with S of the given rank: ones go after the lead."""
+        if value.fixed:
+            return value.node
+        return self.reshaped(value, (self.count, *(1,) * (rank - value.rank), *value.shape))
+
+    def tiled(self, value: Value, form: Form) -> fx.Node:
+        """A fixed value, copied `count` times."""
+        ones = [1] * (value.rank if form is LEAD else value.rank - 1)
+        return self.emit(aten.repeat.default, value.node, [self.count, *ones])
+
+    def reshape(self, value: Value, type: TensorType) -> Value:
+        """`value.reshape(type.shape)` for each element, in whichever form takes no call, or else in the same form.
+
+        Row-major order has `count` outermost, so (N*S0, ..) goes to (N*R0, ..) whatever the two inner shapes are.
+        """
+        present = self.shape_in(value.form, value.shape)
+        forms = [value.form, LEAD if value.form is FOLD else FOLD] if type.shape else [LEAD]
+        for form in forms:
+            if self.shape_in(form, type.shape) == present:
+                return Value(value.node, type, form)
+        return self.value(self.reshaped(value, self.shape_in(forms[0], type.shape)), type, forms[0])
+
+    def reshaped(self, value: Value, shape: tuple[int, ...]) -> fx.Node:
+        """The batched value in another physical shape; the same reshape is made only once."""
+        if shape == self.shape_in(value.form, value.shape):
+            return value.node
+        return self._moved(aten.reshape.default, value.node, shape)
+
+    def _moved(self, target: Callable[..., Any], node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+        if (node, shape) not in self.moved:
+            self.moved[node, shape] = self.emit(target, node, list(shape))
+        return self.moved[node, shape]
+
+    def _run_meta(self, node: fx.Node) -> Any:
+        """The result of a call on meta tensors, or None where an argument or the op itself has no meta form."""
+        try:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self._fake_of)
+            with torch.no_grad():
+                return node.target(*to_meta(args), **to_meta(kwargs))  # type: ignore[operator]
+        except (NotImplementedError, _NoMeta):
+            return None
+
+    def _fake_of(self, node: fx.Node) -> Any:
+        if node not in self.fakes:
+            self.fakes[node] = _fake(node.meta.get("type"))
+        if self.fakes[node] is None:
+            raise _NoMeta
+        return self.fakes[node]
+
+    def _type_of(self, fake: Any) -> Any:
+        if isinstance(fake, torch.Tensor):
+            return TensorType(tuple(fake.shape), tuple(fake.stride()), fake.dtype, self.device)
+        if isinstance(fake, list | tuple):
+            return tuple(self._type_of(item) for item in fake)
+        return None
+
+
+class _NoMeta(Exception):
+    """An argument's type is not known before the program runs."""
+
+
+def _fake(type: Any) -> Any:
+    if isinstance(type, tuple):
+        return tuple(_fake(item) for item in type)
+    if type is None:
+        return None
+    return torch.empty_strided(type.shape, type.stride, dtype=type.dtype, device="meta")
+
+
+def to_meta(argument: Any) -> Any:
+    """An argument with every device in it replaced by meta."""
+    return fx.node.map_aggregate(argument, lambda a: torch.device("meta") if isinstance(a, torch.device) else a)
+
+
+def plain(argument: Any) -> Any:
+    """An argument as the graph holds it: values become their nodes."""
+    return fx.node.map_aggregate(argument, lambda a: a.node if isinstance(a, Value | Index) else a)
