@@ -1,0 +1,1 @@
+"""MADE: a masked autoencoder that samples images pixel by pixel."""

@@ -1,0 +1,87 @@
+"""Train a MADE on digits, then sample with its own loop as it is and through fxsolve: the same images, bit for bit.
+
+    python -m examples.made.run [--small] [--device cuda]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fxsolve
+from examples.made.model import MADE
+from examples.made.train import OUT, trained
+from examples.report import Row, interleaved, medians, once, print_table, row
+
+
+def seeded(sample: Callable[[int], Tensor], n: int) -> Tensor:
+    """n samples, always from the same noise."""
+    torch.manual_seed(7)
+    return sample(n)
+
+
+def compare(model: MADE, fast, n: int, device: str) -> tuple[Row, Tensor]:
+    """Draw n samples eagerly and compiled, in turns; the samples must be equal bit for bit."""
+    first = once(lambda: seeded(fast, n), device)
+    images, expected = seeded(fast, n), seeded(model.sample, n)
+    assert torch.equal(images, expected), f"batch {n}: the samples differ"
+    variants = {"eager": lambda: seeded(model.sample, n), "fast": lambda: seeded(fast, n)}
+    seconds = medians(interleaved(variants, 3, device))
+    print(f"batch {n}: first call {first:.1f} s, eager {seconds['eager']:.3f} s, fxsolve {seconds['fast']:.3f} s")
+    difference = (images - expected).abs().max().item()
+    return row(f"MADE, batch {n}", fast.solution, seconds["eager"], seconds["fast"], difference), images
+
+
+def picture(images: Tensor, frontiers: dict[int, tuple[int, ...]], side: int, path: Path) -> None:
+    """Left: samples. Right: how many pixels are final after each sweep."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    framed = torch.nn.functional.pad(images[:16].view(4, 4, side, side), (1, 1, 1, 1), value=-1.0)
+    tiles = framed.transpose(1, 2).reshape(4 * (side + 2), 4 * (side + 2))
+    left.imshow(tiles.clamp(-1, 1).cpu(), cmap="gray")
+    left.set(title="samples", xticks=[], yticks=[])
+    for n, frontier in frontiers.items():
+        steps = [0, *frontier]
+        right.plot(range(len(steps)), steps, marker=".", label=f"fxsolve, batch {n}")
+    longest = max((len(frontier) for frontier in frontiers.values()), default=1)
+    right.plot(range(longest + 1), range(longest + 1), color="gray", label="pixel by pixel")
+    right.set(xlabel="sweeps (passes of the network)", ylabel="final pixels", title="frontier")
+    right.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="seconds instead of minutes, for tests")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_default_device(options.device)
+    model, side = trained(options.small)
+
+    fast = fxsolve.compile(model.sample)
+    rows: list[Row] = []
+    frontiers: dict[int, tuple[int, ...]] = {}
+    images = torch.empty(0)
+    for n in (1, 16, 100):
+        line, images = compare(model, fast, n, options.device)
+        rows.append(line)
+        if fast.solution.blocks:
+            frontiers[n] = fast.solution.blocks[0].frontier
+    print_table(f"sampling {side}x{side} digits pixel by pixel; all samples are equal bit for bit", rows)
+    path = OUT / ("small.png" if options.small else "made.png")
+    picture(images, frontiers, side, path)
+    print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+    main()

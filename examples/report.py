@@ -1,0 +1,87 @@
+"""What the examples share: interleaved timing, what a solution says in a few words, and the one table."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; times in seconds."""
+
+    model: str
+    steps: str
+    sweeps: str
+    eager: float
+    fast: float
+    certificate: str
+    difference: float
+
+    @property
+    def ratio(self) -> float:
+        return self.eager / self.fast
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of `rounds` runs of each variant, taken in turns so that all see the same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            seconds[name].append(once(run, device))
+    return seconds
+
+
+def once(run: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of one run, the device's queue drained before and after."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def grouped(counts: Iterable[object]) -> str:
+    """Counts of several blocks, equal neighbours said once: 4096, 4096, 7 --> "2 x 4096, 7"."""
+    parts = [(value, len(list(run))) for value, run in groupby(counts)]
+    return ", ".join(f"{n} x {value}" if n > 1 else f"{value}" for value, n in parts)
+
+
+def row(model: str, solution, eager: float, fast: float, difference: float) -> Row:
+    """The table's line for one model, from the solution of its last call."""
+    blocks = solution.blocks
+    said = [block.fallback or block.certificate for block in blocks]
+    certificate = f"the original ran: {solution.fallback}" if solution.fallback else grouped(said)
+    steps = grouped(block.equations for block in blocks)
+    sweeps = grouped(f"{block.sweeps} {block.solver}" for block in blocks)
+    return Row(model, steps, sweeps, eager, fast, certificate, difference)
+
+
+def print_table(title: str, rows: Iterable[Row]) -> None:
+    table = Table(title=title, title_justify="left")
+    for heading in ("model", "sequential steps", "sweeps"):
+        table.add_column(heading)
+    for heading in ("eager s", "fxsolve s", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("certificate")
+    table.add_column("max difference", justify="right")
+    for r in rows:
+        times = (f"{r.eager:.4f}", f"{r.fast:.4f}", f"{r.ratio:.1f}x")
+        table.add_row(r.model, r.steps, r.sweeps, *times, r.certificate, f"{r.difference:.1e}")
+    console = Console()
+    Console(width=max(console.width, 150)).print(table)

@@ -1,0 +1,1 @@
+"""Character models: hand-written loops over cells, and torch's recurrent modules."""
