@@ -1,0 +1,1 @@
+"""Measurements, side by side in one process: `python -m benchmarks.run`."""

@@ -1,0 +1,151 @@
+"""Measure eager, the strongest alternative and fxsolve in turns, in one process, and write JSON and a Markdown table.
+
+    python -m benchmarks.run [--only TEXT] [--device cuda] [--small] [--out FILE] [--torch-compile]
+
+Times include everything a call does: guards, stopping tests and certificates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fxsolve
+from benchmarks import torch_compile
+from benchmarks.cases import Case, Subject, cases
+from benchmarks.table import markdown
+from examples.report import interleaved, once
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = 10
+
+
+def machine(device: str) -> dict:
+    """What a reader must know about where the numbers come from."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    described = {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    described |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.system()}
+    if device == "cuda":
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Smallest value, quartiles, and how many values there are."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"min": min(values), "q1": low, "median": middle, "q3": high, "n": len(values)}
+
+
+def seeded(program: Callable, arguments: tuple) -> Tensor:
+    """One call from the same state of the generator."""
+    torch.manual_seed(7)
+    out = program(*arguments)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def errors(subject: Subject, fast: Callable) -> dict[str, float]:
+    """Root mean square error to a float64 run over SEEDS weights and inputs, of eager and of fxsolve."""
+    squares: dict[str, list[float]] = {"eager": [], "fxsolve": []}
+    for seed in range(SEEDS):
+        arguments = subject.reset(seed)
+        exact = seeded(copy.deepcopy(subject.program).double(), tuple(value.double() for value in arguments))
+        for name, program in (("eager", subject.program), ("fxsolve", fast)):
+            squares[name].append((seeded(program, arguments).double() - exact).square().mean().item())
+    return {name: statistics.fmean(values) ** 0.5 for name, values in squares.items()}
+
+
+def solved(solution) -> dict:
+    """What the last call's solution says, block by block."""
+    fields = ("name", "kind", "solver", "equations", "sweeps", "residual", "certificate", "fallback")
+    blocks = [{field: getattr(block, field) for field in fields} for block in solution.blocks]
+    return {"fallback": solution.fallback, "blocks": blocks}
+
+
+@torch.no_grad()
+def measure(case: Case, device: str, budget: float) -> dict:
+    """Everything about one case; `budget` bounds the seconds spent in the interleaved rounds."""
+    subject = case.make()
+    arguments = subject.arguments
+    expected = seeded(subject.program, arguments)
+    fast = fxsolve.compile(subject.program)
+    result: dict = {"date": datetime.date.today().isoformat()}
+    result["first_call"] = once(lambda: seeded(fast, arguments), device)
+    got = seeded(fast, arguments)
+    result["equal_bits"] = torch.equal(got, expected)
+    result["max_difference"] = (got - expected).abs().max().item()
+
+    variants = {"eager": lambda: seeded(subject.program, arguments), "fxsolve": lambda: seeded(fast, arguments)}
+    if subject.alternative:
+        name, alternative = subject.alternative
+        result["alternative"] = name
+        variants["alternative"] = lambda: seeded(alternative, arguments)
+    warm = sum(once(run, device) for run in variants.values())
+    rounds = max(5, min(50, int(budget / warm)))
+    seconds = interleaved(variants, rounds, device)
+    result["seconds"] = {name: summary(values) for name, values in seconds.items()}
+    for name in variants.keys() - {"fxsolve"}:
+        ratios = [slow / quick for slow, quick in zip(seconds[name], seconds["fxsolve"])]
+        result[f"over_{name}"] = summary(ratios)
+    result["solution"] = solved(fast.solution)
+
+    result["other_size"] = {
+        "eager": once(lambda: seeded(subject.program, subject.other), device),
+        "first_call": once(lambda: seeded(fast, subject.other), device),
+    }
+    if subject.reset:
+        result["rms_error"] = errors(subject, fast)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="only cases whose name contains this; merged into the file")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="torch's threads; torch's own choice if not given")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to test the benchmark itself")
+    parser.add_argument("--out", type=Path, help="the JSON file; the table goes next to it")
+    parser.add_argument("--torch-compile", action="store_true", help="also torch.compile, a minute at most per case")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # torch's fused recurrent modules would otherwise round inputs to 10 bits
+    out = options.out or RESULTS / f"{options.device}{'-small' if options.small else ''}.json"
+
+    wanted = [case for case in cases(options.small) if options.only in case.name]
+    if not wanted:
+        sys.exit(f"no case contains {options.only!r}; there are: " + "; ".join(c.name for c in cases(options.small)))
+    report: dict = {"machine": machine(options.device), "cases": {}}
+    if options.only and out.exists():
+        report["cases"] = json.loads(out.read_text())["cases"]
+    for case in wanted:
+        result = measure(case, options.device, 0.5 if options.small else 15.0)
+        if options.torch_compile:
+            arguments = (options.device, options.small, torch.get_num_threads())
+            result["torch_compile"] = torch_compile.measure(case.name, *arguments)
+        report["cases"][case.name] = result
+        over = result["over_eager"]
+        print(f"{case.name}: {over['median']:.2f}x over eager ({over['q1']:.2f} to {over['q3']:.2f})", flush=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
+        out.with_suffix(".md").write_text(markdown(report))
+    print(f"written: {out} and {out.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""torch.compile on one case, in a process of its own that may be stopped: it unrolls loops, which can take minutes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+
+LIMIT = 60.0
+
+
+def measure(name: str, device: str, small: bool, threads: int) -> dict:
+    """{"first": seconds, "median": seconds}, or {"failed": why} after LIMIT seconds or an error."""
+    command = [sys.executable, "-m", "benchmarks.torch_compile", name, "--device", device, "--threads", str(threads)]
+    command += ["--small"] if small else []
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as child:
+        try:
+            printed, errors = child.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            return {"failed": f"nothing within {LIMIT:.0f} s"}
+    if child.returncode:
+        return {"failed": (errors.strip().splitlines() or [f"exit {child.returncode}"])[-1][:200]}
+    return json.loads(printed.strip().splitlines()[-1])
+
+
+def main() -> None:
+    import torch
+
+    from benchmarks.cases import cases
+    from examples.report import once
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--small", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # as in the runner
+    subject = {case.name: case for case in cases(options.small)}[options.name].make()
+    program = torch.compile(subject.program)
+    with torch.no_grad():
+        first = once(lambda: program(*subject.arguments), options.device)
+        seconds = [once(lambda: program(*subject.arguments), options.device) for _ in range(7)]
+    print(json.dumps({"first": first, "median": statistics.median(seconds)}))
+
+
+if __name__ == "__main__":
+    main()
