@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import fx
 
+import fxsolve.passes.batching_index  # importing them registers their rules
+import fxsolve.passes.batching_linear
+import fxsolve.passes.batching_rules  # noqa: F401
 from fxsolve import prims
 from fxsolve.errors import FxsolveError
 from fxsolve.ir import INDEX, TensorType, contiguous_stride, results
-from fxsolve.passes import batching_index, batching_linear, batching_rules  # filling the registry
-from fxsolve.passes.batching import FIXED, FOLD, INDEX_RULES, LEAD, RULES, Batcher, Call, Index, Value, plain
+from fxsolve.passes.batching import FIXED, FOLD, LEAD, Batcher, Call, Index, Value, plain, rule_of
 from fxsolve.passes.batching_default import default
-__all__ = ["batch_step", "batching_index", "batching_linear", "batching_rules"]
 
 
 def batch_step(graph: fx.Graph, batched: Collection[str], count: int, *, fold: bool = False) -> fx.Graph:
@@ -29,7 +30,7 @@ def batch_step(graph: fx.Graph, batched: Collection[str], count: int, *, fold: b
 
     Raises FxsolveError on a random draw: draws must be hoisted out of the step before.
     """
-    batcher = Batcher(fx.Graph(), count, _device_of(graph))
+    batcher = Batcher(fx.Graph(graph.owning_module), count, _device_of(graph))
     env: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         batcher.source = node.meta.get("source", "")
@@ -78,8 +79,7 @@ def _call(b: Batcher, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     if not any(isinstance(a, Index) or isinstance(a, Value) and not a.fixed for a in leaves):
         return _copy(b, node, env)
     call = Call.bind(node.target, args, kwargs, node.meta["type"])  # type: ignore[arg-type]
-    rules = INDEX_RULES if any(isinstance(a, Index) for a in leaves) else RULES
-    rule = rules.get(node.target) or (batching_rules.pointwise if batching_rules.is_pointwise(node.target) else None)
+    rule = rule_of(node.target, indexed=any(isinstance(a, Index) for a in leaves))
     found = rule(b, call) if rule else None
     return default(b, call, args, kwargs) if found is None else found
 

@@ -152,6 +152,13 @@ def index_rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+def rule_of(target: Any, indexed: bool = False) -> Rule | None:
+    """The rule of a target: its own, or for an op that is tagged pointwise, that of the tag."""
+    rules = INDEX_RULES if indexed else RULES
+    own = rules.get(target)
+    return own or next((rules[tag] for tag in getattr(target, "tags", ()) if tag in rules), None)
+
+
 @dataclass
 class Batcher:
     """Builds the batched graph: emits typed nodes and moves values between forms."""
@@ -165,12 +172,32 @@ class Batcher:
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A new call; its type is found by running it on meta tensors."""
-        name = getattr(target, "__name__", "call").partition(".")[0]
-        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        node.meta["source"] = self.source
+        node = self._call(target, args, kwargs)
         self.fakes[node] = fake = self._run_meta(node)
         node.meta["type"] = self._type_of(fake)
         return node
+
+    def emit_lead(
+        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], type: Any
+    ) -> fx.Node:
+        """A new call that gives results of the given type or types behind the lead, without running it."""
+        node = self._call(target, args, kwargs)
+        node.meta["type"] = self._lead_type(type)
+        return node
+
+    def _call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        name = getattr(target, "__name__", "call").partition(".")[0]
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
+        node.meta["source"] = self.source
+        return node
+
+    def _lead_type(self, type: Any) -> Any:
+        if isinstance(type, tuple):
+            return tuple(self._lead_type(item) for item in type)
+        if type is None:
+            return None
+        shape = self.shape_in(LEAD, type.shape)
+        return TensorType(shape, contiguous_stride(shape), type.dtype, type.device)
 
     def emit_as(self, call: Call, target: Callable[..., Any] | None = None, /, **changed: Any) -> fx.Node:
         """The call again, with some arguments replaced."""
@@ -190,27 +217,39 @@ class Batcher:
 
     def apply(self, target: Callable[..., Any], type: TensorType, *args: Any, **kwargs: Any) -> Any:
         """The batched result of one more call of the single step, by the registered rule of `target`."""
-        return RULES[target](self, Call.bind(target, args, kwargs, type))
+        found = rule_of(target)
+        assert found is not None, f"{target} has no rule"
+        return found(self, Call.bind(target, args, kwargs, type))
 
     def value(self, node: fx.Node, type: TensorType, form: Form) -> Value:
         """The node as a value, once its shape and dtype are checked to be what the form says."""
-        wanted = self.shape_in(form, type.shape)
-        got = node.meta.get("type")
-        if got is None:
-            node.meta["type"] = TensorType(wanted, contiguous_stride(wanted), type.dtype, type.device)
-        elif (got.shape, got.dtype) != (wanted, type.dtype):
-            raise FxsolveError(f"batching: {node.format_node()} gave {got}, not {form.value} {type.dtype} {wanted}")
-        elif got.device != type.device:
-            node.meta["type"] = TensorType(got.shape, got.stride, got.dtype, type.device)
+        node.meta["type"] = self._settled(node, node.meta.get("type"), type, form)
+        self.fakes.pop(node, None)
         return Value(node, type, form)
 
     def values(self, node: fx.Node, types: Sequence[Any], forms: Form | Sequence[Form]) -> tuple[Any, ...]:
         """The results of a call that has several; those that nobody uses disappear with the dead code."""
         forms = [forms] * len(types) if isinstance(forms, Form) else forms
+        got = node.meta.get("type") or [None] * len(types)
+        node.meta["type"] = tuple(
+            None if type is None else self._settled(node, *item) for type, item in zip(types, zip(got, types, forms))
+        )
+        self.fakes.pop(node, None)
         return tuple(
             None if type is None else self.value(self.emit(getitem, node, i), type, form)
             for i, (type, form) in enumerate(zip(types, forms, strict=True))
         )
+
+    def _settled(self, node: fx.Node, got: TensorType | None, type: TensorType, form: Form) -> TensorType:
+        """The type of a result: as inferred, if that has the right shape; of a fixed one, as it was recorded."""
+        if form is FIXED:
+            return type
+        wanted = self.shape_in(form, type.shape)
+        if got is None:
+            return TensorType(wanted, contiguous_stride(wanted), type.dtype, type.device)
+        if (got.shape, got.dtype) != (wanted, type.dtype):
+            raise FxsolveError(f"batching: {node.format_node()} gave {got}, not {form.value} {type.dtype} {wanted}")
+        return TensorType(got.shape, got.stride, got.dtype, type.device)
 
     def finish(self, node: fx.Node, type: Any, form: Form) -> Any:
         """The result or results of `node`, all in the same form."""

@@ -77,8 +77,7 @@ def default(b: Batcher, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any
     in_lead = [b.lead(a) if k in mapped and isinstance(a, Value) else plain(a) for k, a in enumerate(flat)]
     target = each(op, mapped, ints, not ints and _vmap_is_right(op, mapped, flat, spec))
     new_args, new_kwargs = tree_unflatten(in_lead, spec)
-    node = b.emit(target, *new_args, **new_kwargs)
-    return b.finish(node, call.type, LEAD)
+    return b.finish(b.emit_lead(target, new_args, new_kwargs, call.type), call.type, LEAD)
 
 
 def _vmap_is_right(op: str, mapped: tuple[int, ...], flat: list[Any], spec: Any) -> bool:

@@ -12,7 +12,6 @@ from fxsolve.ir import TensorType, contiguous_stride
 from fxsolve.passes.batching import (
     FIXED,
     FOLD,
-    INDEX_RULES,
     LEAD,
     Batcher,
     Call,

@@ -12,7 +12,7 @@ from torch import fx
 
 from fxsolve import prims
 from fxsolve.ir import TensorType
-from fxsolve.passes.batching import FOLD, LEAD, Batcher, Call, Index, Value, aten, parameters, rule
+from fxsolve.passes.batching import FOLD, LEAD, Batcher, Call, Index, Value, aten, index_rule, parameters, rule
 
 # Pointwise, though torch does not tag them so.
 POINTWISE = (
@@ -46,11 +46,8 @@ ANY_FORM = (
 )
 
 
-def is_pointwise(target: Any) -> bool:
-    return target in POINTWISE or torch.Tag.pointwise in getattr(target, "tags", ())
-
-
-@rule(*POINTWISE)
+@rule(torch.Tag.pointwise, *POINTWISE)
+@index_rule(torch.Tag.pointwise, *POINTWISE)
 def pointwise(b: Batcher, call: Call) -> Any:
     """`op(x[n], y[n], ..)`: stays folded where every operand keeps its rows, else broadcasts after the lead."""
     type = call.type[0] if isinstance(call.type, tuple) else call.type
@@ -111,8 +108,8 @@ def _common_dtype(operands: Iterable[Value | Index]) -> torch.dtype | None:
     operands = list(operands)
     if len({v.dtype for v in operands if isinstance(v, Value)}) < 2 and all(isinstance(v, Value) for v in operands):
         return None
-    before = _promoted((v.rank if isinstance(v, Value) else -1, _dtype_of(v)) for v in operands)
-    after = _promoted((v.rank if isinstance(v, Value) and v.fixed else 1, _dtype_of(v)) for v in operands)
+    before = _promoted([(v.rank if isinstance(v, Value) else -1, _dtype_of(v)) for v in operands])
+    after = _promoted([(v.rank if isinstance(v, Value) and v.fixed else 1, _dtype_of(v)) for v in operands])
     return before if before is not after else None
 
 
@@ -120,19 +117,16 @@ def _dtype_of(operand: Value | Index) -> torch.dtype:
     return operand.dtype if isinstance(operand, Value) else torch.int64
 
 
-def _promoted(operands: Iterable[tuple[int, torch.dtype]]) -> torch.dtype:
+def _promoted(operands: Sequence[tuple[int, torch.dtype]]) -> torch.dtype:
     """The common dtype of operands given as (rank, dtype); rank -1 is a Python int."""
-    groups: list[list[torch.dtype]] = [[], [], []]
-    for rank, dtype in operands:
-        groups[min(rank, 1) + 1].append(dtype)
-    ints, zeros, tensors = groups
-    samples: list[Any] = [1] if ints else []
-    for group, shape in ((zeros, ()), (tensors, (1,))):
+    samples: list[torch.Tensor] = []
+    for lowest, shape in ((0, ()), (1, (1,))):
+        group = [dtype for rank, dtype in operands if min(rank, 1) == lowest]
         if group:
             samples.append(torch.empty(shape, dtype=functools.reduce(torch.promote_types, group), device="meta"))
-    if len(samples) == 3:
-        return torch.result_type(torch.empty((1,), dtype=torch.result_type(*samples[1:]), device="meta"), 1)
-    return torch.result_type(samples[0], samples[-1]) if samples[0] != 1 else torch.result_type(samples[-1], 1)
+    dtype = torch.result_type(samples[0], samples[-1])
+    ints = any(rank < 0 for rank, _ in operands)
+    return torch.result_type(torch.empty((1,), dtype=dtype, device="meta"), 1) if ints else dtype
 
 
 def _changes_promotion(operand: Value | Index, dtype: torch.dtype) -> bool:
