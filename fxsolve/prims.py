@@ -36,7 +36,10 @@ def draw(
     """One random draw `kind_` (uniform, normal, exponential, random, ..) into a fresh tensor, as eager would draw it.
 
     The draw is made in its own shape and strides, so it takes from the generator what eager's own call takes.
+    The kind `randperm` draws a permutation of `range(shape[0])`.
     """
+    if kind == "randperm":
+        return torch.randperm(shape[0], dtype=dtype, device=device, generator=generator)
     fresh = torch.empty_strided(shape, stride, dtype=dtype, device=device)
     return getattr(fresh, kind + "_")(*parameters, generator=generator)
 
