@@ -44,7 +44,7 @@ class Recording:
     tape: Tape
     result: Any
     spec: pytree.TreeSpec
-    statics: tuple[Any, ...]  # results that are no tensors, by position; tensors are None here
+    statics: tuple[Any, ...]  # the flat results; Mark.TENSOR where a tensor stands
     before: dict[int, torch.Tensor]  # leaf index -> its content before the run wrote to it
     refusal: str | None = None
 
@@ -413,7 +413,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     if random.getstate() != python_state or np.random.get_state()[1].tobytes() != numpy_state:  # type: ignore[union-attr]
         recorder.refusal = recorder.refusal or "the call draws from Python's or NumPy's random numbers; use torch's"
     leaves, spec = pytree.tree_flatten(result)
-    statics = tuple(None if isinstance(x, torch.Tensor) else x for x in leaves)
+    statics = tuple(Mark.TENSOR if isinstance(x, torch.Tensor) else x for x in leaves)
     if recorder.refusal is None:
         try:
             recorder.tape.outputs = [recorder_output(recorder, x) for x in leaves if isinstance(x, torch.Tensor)]

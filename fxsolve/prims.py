@@ -8,6 +8,8 @@ advances a generator.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -57,3 +59,57 @@ def take(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 def constants(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Python numbers, one a step, as a stacked input of scalars."""
     return torch.tensor(values, dtype=dtype, device=device)
+
+
+def write_slots(
+    base: torch.Tensor, values: torch.Tensor, size: Sequence[int], stride: Sequence[int], offsets: Sequence[int]
+) -> torch.Tensor:
+    """A copy of `base` in which region t (at `offsets[t]`) holds `values[t]`; the regions are disjoint."""
+    out = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device=base.device).copy_(base)
+    SlotView.of(size, stride, offsets, base.device).scatter_(out, values)
+    return out
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """All slots of a dense buffer as one tensor (T, *size): a strided view where the offsets are evenly spaced."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    start: int
+    index: torch.Tensor | None  # flat positions (T, *size), where no strided view exists
+
+    @staticmethod
+    def of(size: Sequence[int], stride: Sequence[int], offsets: Sequence[int], device: torch.device) -> SlotView:
+        shape = (len(offsets), *size)
+        step = offsets[1] - offsets[0] if len(offsets) > 1 else 1
+        if step > 0 and list(offsets) == list(range(offsets[0], offsets[0] + step * len(offsets), step)):
+            return SlotView(shape, (step, *stride), offsets[0], None)
+        index = torch.tensor(offsets, device=device).reshape(-1, *(1 for _ in size))
+        for dim, (n, s) in enumerate(zip(size, stride, strict=True)):
+            index = index + (torch.arange(n, device=device) * s).reshape(-1, *(1 for _ in range(len(size) - dim - 1)))
+        return SlotView(shape, tuple(stride), 0, index)
+
+    def gather(self, buffer: torch.Tensor) -> torch.Tensor:
+        """(T, *size); a view of the buffer where that is possible."""
+        if self.index is None:
+            return buffer.as_strided(self.shape, self.stride, buffer.storage_offset() + self.start)
+        return flat(buffer)[self.index]
+
+    def scatter_(self, buffer: torch.Tensor, values: torch.Tensor, low: int = 0) -> None:
+        """Writes `values` (T - low, *size) into the slots from `low` on."""
+        if self.index is None:
+            self.gather(buffer)[low:].copy_(values)
+        else:
+            flat(buffer)[self.index[low:]] = values.to(buffer.dtype)
+
+
+def flat(buffer: torch.Tensor) -> torch.Tensor:
+    """A dense tensor's elements in memory order, as a view."""
+    return buffer.as_strided((buffer.numel(),), (1,), buffer.storage_offset())
+
+
+def draws(count: int, specs: Sequence[tuple[Any, ...]]) -> tuple[torch.Tensor, ...]:
+    """`count` iterations of the random draws `specs` (arguments of `draw`), in eager's order; each stacked to (count, *shape)."""
+    rows = [[draw(*spec) for spec in specs] for _ in range(count)]
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))

@@ -141,6 +141,11 @@ class Walk:
             elif key not in MODULE_IGNORED:
                 self.place(f"{name}.{key}", attributes, f"o[{key!r}]", item)
 
+    def _script(self, value: torch.jit.ScriptModule, name: str, depth: int) -> None:
+        self._watch(f"{name}.training", value, "o.training", value.training, "value")
+        for key, tensor in [*value.named_parameters(), *value.named_buffers()]:
+            self.visit(tensor, f"{name}.{key}")
+
     def _children(self, entries: Mapping[str, Any], name: str) -> None:
         self._watch(name, entries, KEYS, frozenset(entries), "keys")
         for key, item in entries.items():
@@ -248,6 +253,7 @@ class Walk:
 
     RULES: ClassVar[tuple[tuple[Any, Callable[..., None]], ...]] = (
         (torch.Tensor, _tensor),
+        (torch.jit.ScriptModule, _script),
         (torch.nn.Module, _module),
         (types.FunctionType, _function),
         (types.MethodType, _method),

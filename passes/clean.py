@@ -29,8 +29,12 @@ def clean(tape: Tape) -> Tape:
 
 
 def is_random(symbol: Symbol) -> bool:
-    tags = getattr(symbol.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags or symbol.target is prims.draw
+    return is_random_target(symbol.target)
+
+
+def is_random_target(target: object) -> bool:
+    """Whether a call target draws from a generator."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) or target in (prims.draw, prims.draws)
 
 
 def common_values(tape: Tape, random: list[bool]) -> tuple[list[int], set[int]]:

@@ -1,0 +1,513 @@
+"""The public entry: compile a callable, and the callable that comes out.
+
+`Compiler.first_call` reads as the table of contents of the pipeline.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxsolve.bits import same_bits
+from fxsolve.capture import Recording, record
+from fxsolve.codegen import Executable
+from fxsolve.errors import CaptureError, FallbackWarning, ScheduleError, VerificationError
+from fxsolve.explain import explain
+from fxsolve.guards import Guards
+from fxsolve.ir import Program, to_text
+from fxsolve.passes.build import build
+from fxsolve.passes.clean import clean
+from fxsolve.passes.functionalize import functionalize
+from fxsolve.passes.hoist_noise import hoist_noise
+from fxsolve.passes.roll import roll
+from fxsolve.passes.slots import outputs_from_buffers
+from fxsolve.schedule import PAYS, BlockRunner, Plan
+from fxsolve.signature import signature
+from fxsolve.solution import NotSolved, Solution
+from fxsolve.solvers import GaussSeidel, Solver
+from fxsolve.tape import Mark
+
+EXACTNESS = ("auto", "bitwise", "rounding")
+VERIFY = ("first", "always", "never")
+GIVE_UP_AFTER = 2  # failed calls in a row before a plan is dropped
+
+
+def compile(  # noqa: A001  (the name that users expect beside torch.compile)
+    fn: Callable[..., Any],
+    *,
+    solver: Any = "auto",
+    exactness: str = "auto",
+    verify: str = "first",
+    fallback: bool = True,
+    example_inputs: Sequence[Any] | None = None,
+) -> Any:
+    """A callable that computes what `fn` computes, with its sequential parts solved in parallel.
+
+    fn: an `nn.Module`, a function or a bound method (`model.sample`).
+    solver: "auto", a solver for every block, or a dict from block names (as `explain` gives them) to solvers.
+    exactness: "auto" (fixed points bitwise, recurrences to rounding), "bitwise" or "rounding" for all blocks.
+    verify: compare with the original on the "first" call of each kind, "always", or "never".
+    fallback: whether what cannot be compiled runs as the original with one FallbackWarning; if False, CaptureError.
+    example_inputs: positional arguments to compile for right away, instead of at the first call.
+
+    Raises TypeError for a thing that cannot be called, ValueError for unknown options.
+    """
+    if not callable(fn):
+        raise TypeError(f"fxsolve.compile takes a module, function or bound method, not {type(fn).__name__}")
+    if exactness not in EXACTNESS:
+        raise ValueError(f"exactness is one of {', '.join(EXACTNESS)}, not {exactness!r}")
+    if verify not in VERIFY:
+        raise ValueError(f"verify is one of {', '.join(VERIFY)}, not {verify!r}")
+    solvers = {"*": solver} if isinstance(solver, Solver) else {} if solver == "auto" else solver
+    if not isinstance(solvers, Mapping) or not all(isinstance(s, Solver) for s in solvers.values()):
+        raise ValueError(f"solver is 'auto', a solver like fxsolve.Jacobi(), or a dict of solvers by block, not {solver!r}")
+    options = Options(dict(solvers), exactness, verify, fallback)
+    compiled = restored(fn, options)
+    if example_inputs is not None:
+        compiled(*example_inputs)
+    return compiled
+
+
+@dataclass(frozen=True)
+class Options:
+    solvers: Mapping[str, Solver]
+    exactness: str
+    verify: str
+    fallback: bool
+
+
+@dataclass
+class Entry:
+    """What is known for one signature: an executable, or why the original runs."""
+
+    guards: Guards
+    executable: Executable | None
+    choice: str
+    spec: Any = None
+    statics: tuple[Any, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    failures: int = 0
+    rejected: Executable | None = None  # compiled, but the original is kept: for explain
+
+
+class Compiler:
+    """The cache of compiled programs of one callable, and the pipeline that fills it."""
+
+    def __init__(self, fn: Callable[..., Any], options: Options) -> None:
+        self.fn, self.options = fn, options
+        self.entries: dict[Hashable, Entry] = {}
+        self.plans: dict[str, Plan] = {}
+        self.warned: set[str] = set()
+        self.solution: Solution | None = None
+        self.last: Entry | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            key = signature(args, kwargs)
+        except CaptureError as error:
+            return self.original(str(error), args, kwargs)
+        entry = self.entries.get(key)
+        if entry is not None:
+            if entry.guards.check() is None:
+                self.last = entry
+                return self.later_call(entry, args, kwargs, start)
+            del self.entries[key]
+        return self.first_call(key, args, kwargs, start)
+
+    # -- later calls ------------------------------------------------------------------------------
+
+    def later_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        executable = entry.executable
+        if executable is None:
+            result = self.fn(*args, **kwargs)
+            self.solution = Solution((), time.perf_counter() - start, entry.choice)
+            return result
+        flat = args if not kwargs and all(isinstance(a, torch.Tensor) for a in args) else pytree.tree_leaves((args, kwargs))
+        states = generator_states(flat)
+        leaves = executable.inputs(flat)
+        try:
+            values = executable.values(leaves)
+        except NotSolved as error:
+            set_generator_states(states)
+            entry.failures += 1
+            if entry.failures >= GIVE_UP_AFTER:
+                entry.executable = None
+                entry.choice = f"the original runs: after {entry.failures} calls in a row without a certificate ({error})"
+            result = self.fn(*args, **kwargs)
+            self.solution = Solution((), time.perf_counter() - start, str(error))
+            return result
+        entry.failures = 0
+        if self.options.verify == "always":
+            after = generator_states(flat)
+            set_generator_states(states)
+            eager = self.fn(*copied((args, kwargs))[0], **kwargs)
+            self.compare(executable, values, tensors_of(eager), leaves)
+            set_generator_states(after)
+        results = executable.finish(values, leaves)
+        blocks = tuple(r.solution for r in executable.runners.values() if r.solution is not None)
+        self.solution = Solution(blocks, time.perf_counter() - start)
+        if entry.spec is None:
+            return results[0]
+        return rebuilt(results, entry)
+
+    # -- the first call: the pipeline -------------------------------------------------------------
+
+    def first_call(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        timings: dict[str, float] = {}
+        clock = Clock(timings)
+        flat = pytree.tree_leaves((args, kwargs))
+        guards = Guards.collect(self.fn, args, kwargs)
+        before = generator_states(flat)
+        recording = record(self.fn, args, kwargs, guards.tensors())
+        clock("record")
+        refusal = recording.refusal or self.side_effects(guards)
+        if refusal is None and any(t.requires_grad for t in tensors_of(recording.result)):
+            refusal = (
+                "the result requires gradients, which compiled programs do not compute yet; "
+                "call it under torch.no_grad() if they are not needed"
+            )
+        entry = Entry(guards, None, "")
+        self.entries[key] = self.last = entry
+        if refusal is not None:
+            return self.keep_original(entry, refusal, recording.result, start)
+        after = generator_states(flat)
+        try:
+            program = lower_to_program(recording, clock)
+            executable = self.scheduled(program)
+            entry.timings = timings
+            if not executable.runners:
+                entry.choice = "the original runs: it has no sequential part that repeats"
+                return self.finished(recording.result, entry, start)
+            leaves = trial_inputs(executable, recording, flat)
+            set_generator_states(before)
+            values = executable.values(leaves)
+            clock("decide")
+            self.same_generators(after)
+            executable.settle_outputs(values, leaves, tensors_of(recording.result))
+            if self.options.verify != "never":
+                self.compare(executable, values, tensors_of(recording.result), leaves)
+            self.choose(entry, executable, leaves, args, kwargs, before, recording)
+            clock("time")
+        except (NotSolved, CaptureError, VerificationError) as error:
+            if isinstance(error, VerificationError) and not self.options.fallback:
+                raise
+            return self.keep_original(entry, str(error), recording.result, start)
+        finally:
+            set_generator_states(after)
+        entry.spec = None if recording.spec == LEAF_SPEC else recording.spec
+        entry.statics = recording.statics
+        return self.finished(recording.result, entry, start)
+
+    def finished(self, result: Any, entry: Entry, start: float) -> Any:
+        runners = entry.executable.runners.values() if entry.executable is not None else ()
+        blocks = tuple(r.solution for r in runners if r.solution is not None)
+        why = entry.choice if entry.executable is None else None
+        self.solution = Solution(blocks, time.perf_counter() - start, why)
+        return result
+
+    def scheduled(self, program: Program) -> Executable:
+        """An executable whose blocks decide on their solver when they first run."""
+        runners = {}
+        unknown = set(self.options.solvers) - {"*"} - set(program.blocks)
+        if unknown:
+            raise ScheduleError(f"solver names unknown blocks {sorted(unknown)}; there are {sorted(program.blocks)}")
+        for name, block in program.blocks.items():
+            forced = self.options.solvers.get(name, self.options.solvers.get("*"))
+            known = self.plans.get(structure(block))
+            runners[name] = BlockRunner(block, forced, self.options.exactness, known)
+        return Executable(program, runners)
+
+    def choose(
+        self,
+        entry: Entry,
+        executable: Executable,
+        leaves: list[torch.Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: Any,
+        recording: Recording,
+    ) -> None:
+        """Keeps the compiled program if it is forced or quicker than the original on these inputs."""
+        runners = executable.runners.values()
+        reused = all(r.known is not None for r in runners)
+        for runner in runners:
+            if runner.plan is not None:
+                self.plans.setdefault(structure(runner.block), runner.plan)
+        reasons = "; ".join(r.plan.reason for r in runners if r.plan is not None)
+        if not self.options.solvers:
+            if all(r.plan is None or isinstance(r.plan.solver, GaussSeidel) for r in runners):
+                entry.executable = None
+                entry.rejected = executable
+                entry.choice = f"the original runs, in order: {reasons}"
+                return
+            if not reused:
+                set_generator_states(before)
+                ours = seconds_of(lambda: executable.values(leaves))
+                set_generator_states(before)
+                again, named = copied_from(args, kwargs, recording)
+                theirs = seconds_of(lambda: self.fn(*again, **named))
+                entry.timings |= {"original": theirs, "compiled": ours}
+                if ours > PAYS * theirs:
+                    entry.rejected = executable
+                    entry.choice = f"the original runs: it takes {theirs:.4f} s, the compiled program {ours:.4f} s"
+                    return
+        entry.executable = executable
+        entry.choice = "compiled"
+
+    # -- what can go wrong ------------------------------------------------------------------------
+
+    def side_effects(self, guards: Guards) -> str | None:
+        changed = guards.changes()
+        if changed:
+            return f"the call itself changes {', '.join(changed[:3])}, which a replay would not repeat"
+        return None
+
+    def same_generators(self, expected: Any) -> None:
+        now = [g.get_state() for g, _ in expected]
+        if not all(torch.equal(a, b) for a, (_, b) in zip(now, expected, strict=True)):
+            raise VerificationError("the compiled program leaves a random generator in another state than the original")
+
+    def compare(
+        self, executable: Executable, values: Sequence[torch.Tensor], eager: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> None:
+        """Eager's results against ours: by bits where only bitwise blocks were solved, else to rounding."""
+        exact = all(r.solution is None or r.solution.residual == 0.0 and r.plan.kind == "FixedPoint" for r in executable.runners.values())  # type: ignore[union-attr]
+        for number, (ours, theirs, out) in enumerate(zip(values, eager, executable.program.outputs, strict=False)):
+            if out.leaf >= 0 and out.leaf in executable.program.mutated:
+                continue
+            problem = difference(ours, theirs, exact)
+            if problem is not None:
+                blocks = ", ".join(f"{r.block.name} ({r.block.source})" for r in executable.runners.values())
+                raise VerificationError(f"result {number} differs from the original's: {problem}; blocks: {blocks}")
+
+    def keep_original(self, entry: Entry, reason: str, result: Any, start: float) -> Any:
+        entry.choice = f"the original runs: {reason}"
+        self.warn(reason)
+        return self.finished(result, entry, start)
+
+    def original(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.warn(reason)
+        return self.fn(*args, **kwargs)
+
+    def warn(self, reason: str) -> None:
+        if not self.options.fallback:
+            raise CaptureError(reason)
+        if reason not in self.warned:
+            self.warned.add(reason)
+            warnings.warn(f"fxsolve runs the original: {reason}", FallbackWarning, stacklevel=6)
+
+    def explanation(self) -> str:
+        if self.last is None:
+            return "not called yet: the plan is made at the first call"
+        executable = self.last.executable or self.last.rejected
+        return explain(executable, self.last.choice, self.last.timings)
+
+
+def lower_to_program(recording: Recording, clock: Clock) -> Program:
+    """Tape --> program: the passes, in order."""
+    tape = functionalize(recording.tape)
+    clock("functionalize")
+    tape = clean(tape)
+    clock("clean")
+    loops = roll(tape)
+    clock("roll")
+    program = build(tape, loops)
+    clock("build")
+    program = outputs_from_buffers(program)
+    clock("slots")
+    program = hoist_noise(program)
+    clock("hoist noise")
+    return program
+
+
+class Clock:
+    """Writes down the seconds since the last mark."""
+
+    def __init__(self, timings: dict[str, float]) -> None:
+        self.timings, self.mark = timings, time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings[name] = now - self.mark
+        self.mark = now
+
+
+LEAF_SPEC = pytree.tree_structure(torch.empty(0))
+
+
+def structure(block: Any) -> str:
+    """What two sizes of one program have in common: the step without shapes and tables."""
+    lines = []
+    for line in to_text(block.step).splitlines():
+        left, _, right = line.partition(" = ")
+        lines.append(left.split(":")[0] + right.split("(")[0])
+    return "\n".join(lines)
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> str | None:
+    """What is wrong with a result, or None."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return f"{tuple(ours.shape)} {ours.dtype} instead of {tuple(theirs.shape)} {theirs.dtype}"
+    if same_bits(ours.contiguous(), theirs.contiguous()):
+        return None
+    if exact or not theirs.is_floating_point():
+        return f"{int((ours != theirs).sum())} of {theirs.numel()} elements are not equal bit for bit"
+    finite = theirs.isfinite()
+    if not torch.equal(finite, ours.isfinite()) or not torch.equal(ours[~finite].nan_to_num(), theirs[~finite].nan_to_num()):
+        return "the non-finite elements are not the same"
+    gap = (ours[finite] - theirs[finite]).abs().max() if bool(finite.any()) else torch.zeros(())
+    scale = theirs[finite].abs().max().clamp(min=1.0) if bool(finite.any()) else torch.ones(())
+    allowed = TRAJECTORY * torch.finfo(theirs.dtype).eps * float(scale)
+    return None if float(gap) <= allowed else f"by {float(gap):.3g}, more than {allowed:.3g}"
+
+
+TRAJECTORY = 1024.0  # eps, relative to the largest result: readouts amplify what the state's certificate bounds
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+
+
+def rebuilt(results: list[torch.Tensor], entry: Entry) -> Any:
+    tensors = iter(results)
+    leaves = [next(tensors) if s is Mark.TENSOR else s for s in entry.statics]
+    return pytree.tree_unflatten(leaves, entry.spec)
+
+
+def trial_inputs(executable: Executable, recording: Recording, flat: Sequence[Any]) -> list[torch.Tensor]:
+    """The leaves as they were before the recorded run wrote to them."""
+    leaves = executable.inputs(flat)
+    for number, content in recording.before.items():
+        leaves[number] = content
+    return leaves
+
+
+def copied(value: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, torch.clone, value)
+
+
+def copied_from(args: Any, kwargs: Any, recording: Recording) -> tuple[Any, Any]:
+    """The arguments, those that the recorded run wrote to as they were before it."""
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    for number, content in recording.before.items():
+        leaf = recording.tape.leaves[number]
+        if leaf.position >= 0:
+            flat[leaf.position] = content.clone()
+    return pytree.tree_unflatten(flat, spec)
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def generator_states(flat: Sequence[Any]) -> list[tuple[torch.Generator, torch.Tensor]]:
+    """The default generators in use and those among the arguments, with their states."""
+    generators = [torch.default_generator, *(g for g in flat if isinstance(g, torch.Generator))]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        generators += list(torch.cuda.default_generators)
+    return [(g, g.get_state()) for g in generators]
+
+
+def set_generator_states(states: Sequence[tuple[torch.Generator, torch.Tensor]]) -> None:
+    for generator, state in states:
+        generator.set_state(state)
+
+
+class Compiled:
+    """What compiled modules and functions offer beside being called."""
+
+    _compiler: Compiler
+
+    def explain(self, devices: int = 1) -> str:
+        """The plan of the last call's program: blocks, equations, source lines, solvers, why, and what was measured."""
+        if devices != 1:
+            raise ValueError(f"explain() describes one device; a plan for {devices} devices cannot be predicted yet")
+        return self._compiler.explanation()
+
+    @property
+    def solution(self) -> Solution | None:
+        """How the last call was solved and what was checked; None before the first call."""
+        return self._compiler.solution
+
+    @property
+    def source(self) -> str:
+        """The generated Python of the last call's program."""
+        entry = self._compiler.last
+        executable = None if entry is None else entry.executable or entry.rejected
+        return "# not compiled" if executable is None else executable.source()
+
+
+class CompiledFunction(Compiled):
+    """A compiled function or bound method."""
+
+    def __init__(self, fn: Callable[..., Any], options: Options) -> None:
+        self._compiler = Compiler(fn, options)
+        functools.update_wrapper(self, fn, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiler(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_compiler"].fn, name)
+
+    def __reduce__(self) -> Any:
+        return restored, (self._compiler.fn, self._compiler.options)
+
+
+class CompiledModule(Compiled, torch.nn.Module):
+    """A compiled `nn.Module`: parameters, buffers, submodules, modes and `state_dict` are the original's own."""
+
+    def __init__(self, module: torch.nn.Module, options: Options) -> None:
+        super().__init__()
+        for shared in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[shared] = module.__dict__[shared]
+        self.__dict__["_original"] = module
+        self.__dict__["_compiler"] = Compiler(module, options)
+        self.__dict__["training"] = module.training
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiler(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiler(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> CompiledModule:
+        self._original.train(mode)
+        self.__dict__["training"] = mode
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_original"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["_original"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__dict__["_original"], name)
+
+    def __reduce__(self) -> Any:
+        return restored, (self._original, self._compiler.options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
+        return CompiledModule(copy.deepcopy(self._original, memo), self._compiler.options)
+
+    def __repr__(self) -> str:
+        return f"fxsolve.compile({self._original!r})"
+
+
+def restored(fn: Callable[..., Any], options: Options) -> CompiledModule | CompiledFunction:
+    """What pickle rebuilds: the callable and its options, with nothing compiled yet."""
+    return CompiledModule(fn, options) if isinstance(fn, torch.nn.Module) else CompiledFunction(fn, options)

@@ -1,0 +1,172 @@
+"""A FixedPoint, lowered: one network pass a sweep at eager's own shapes, the head for all slots at once.
+
+    V = head(network(X));   X[slots >= frontier] = V[slots >= frontier]
+
+An equation is final once it was evaluated with all its predecessors final. Slots before the frontier are frozen; the
+frontier moves to one past the first slot whose new value differs in bits from the one that the pass was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxsolve.bits import differing, same_bits
+from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
+from fxsolve.passes.batch_step import batch_step
+from fxsolve.prims import SlotView
+from fxsolve.solution import NotSolved
+from fxsolve.solvers import Solver, drive
+
+Tensors = Sequence[torch.Tensor]
+
+
+class LoweredFixedPoint:
+    """A fixed-point block and its generated code."""
+
+    def __init__(self, block: FixedPoint) -> None:
+        self.block = block
+        self.network: Callable[..., Any] = fx.GraphModule({}, block.network).forward
+        self.single: Callable[..., Any] = fx.GraphModule({}, block.head).forward
+        varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
+        self.head: Callable[..., Any] = fx.GraphModule({}, batch_step(block.head, varying, block.length)).forward
+        self.tables: dict[torch.device, list[torch.Tensor]] = {}
+        self.views: dict[torch.device, list[SlotView]] = {}
+
+    def on(self, device: torch.device) -> tuple[list[torch.Tensor], list[SlotView]]:
+        """Index table and slot geometry as tensors of a device."""
+        if device not in self.tables:
+            self.tables[device] = [torch.tensor(c, device=device) for c in self.block.table]
+            self.views[device] = [SlotView.of(s.shape, s.stride, s.offsets, device) for s in self.block.slots]
+        return self.tables[device], self.views[device]
+
+    def head_differs(self, features: Tensors, stacked: Tensors, consts: Tensors, steps: Sequence[int]) -> str | None:
+        """Whether the head for all slots at once gives other bits than the head of single slots (checked at `steps`)."""
+        table, _ = self.on(features[0].device)
+        together = self.head(*features, *stacked, *table, *consts)
+        for t in steps:
+            alone = self.single(*features, *(x[t] for x in stacked), *(c[t] for c in self.block.table), *consts)
+            for a, b in zip(alone, together, strict=True):
+                if not same_bits(a.contiguous(), b[t].contiguous()):
+                    return f"the head computed for all slots at once differs in bits from a single slot's (step {t})"
+        return None
+
+    def solve(
+        self, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors, limit: int | None
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+        """(final buffers.., stacked outputs..) and the figures of a BlockSolution. Raises NotSolved at `limit` sweeps."""
+        problem = FixedPointProblem(self, initial, stacked, consts)
+        frontier = drive(problem, solver, limit)
+        if frontier[-1] < self.block.length:
+            raise NotSolved(f"{frontier[-1]} of {self.block.length} equations are final after {len(frontier)} sweeps")
+        figures = {
+            "sweeps": len(frontier),
+            "steps": problem.passes,
+            "frontier": frontier,
+            "residual": 0.0,
+            "contraction": None,
+            "certificate": "every equation holds bit for bit",
+        }
+        return (*problem.buffers, *problem.outputs), figures
+
+
+class FixedPointProblem:
+    """One call's system: see fxsolve.solvers.contract.Problem."""
+
+    def __init__(self, lowered: LoweredFixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors) -> None:
+        self.lowered, self.initial, self.stacked, self.consts = lowered, initial, stacked, consts
+        self.equations = lowered.block.length
+        self.buffers = [b.clone() for b in initial]
+        self.table, self.views = lowered.on(initial[0].device)
+        self.outputs: tuple[torch.Tensor, ...] = ()
+        self.passes = 0
+        self.frontier = 0
+
+    def open(self, low: int, high: int, block: int) -> None:
+        self.high, self.block = high, block
+
+    def sweep(self) -> None:
+        """One pass for all slots; with blocks, one pass for each position inside a block, committing that position."""
+        for place in range(self.block):
+            values = self.evaluate(self.buffers)
+            if self.block == 1:
+                self.values = values
+                return
+            self.advance(values, place)
+        self.values = self.evaluate(self.buffers)
+
+    def evaluate(self, buffers: Tensors) -> tuple[torch.Tensor, ...]:
+        self.passes += 1
+        features = self.lowered.network(*buffers, *self.consts)
+        self.finite = all(bool(f.isfinite().all()) for f in features if f.is_floating_point())
+        out = self.lowered.head(*features, *self.stacked, *self.table, *self.consts)
+        self.outputs = out[len(self.buffers) :]
+        return out[: len(self.buffers)]
+
+    def advance(self, values: tuple[torch.Tensor, ...], place: int) -> None:
+        """Gauss-Seidel inside blocks: slot `place` of each block from the frontier on takes its new value."""
+        chosen = slice(self.frontier + place, self.high, self.block)
+        for buffer, view, value in zip(self.buffers, self.views, values, strict=True):
+            content = view.gather(buffer).clone()
+            content[chosen] = harmless(value[chosen], view.gather(self.first_of(buffer))[chosen])
+            view.scatter_(buffer, content)
+
+    def first_of(self, buffer: torch.Tensor) -> torch.Tensor:
+        return next(i for i, b in zip(self.initial, self.buffers, strict=True) if b is buffer)
+
+    def commit(self) -> int:
+        low, high = self.frontier, self.high
+        if not self.finite:
+            return self.commit_one()
+        wrong = None
+        for buffer, view, value in zip(self.buffers, self.views, self.values, strict=True):
+            changed = differing(value[low:high].contiguous(), view.gather(buffer)[low:high].contiguous())
+            changed = changed.reshape(high - low, -1).any(1)
+            wrong = changed if wrong is None else wrong | changed
+        assert wrong is not None
+        where = wrong.nonzero()
+        if not len(where):
+            self.frontier = high
+            return high
+        self.frontier = min(low + int(where[0, 0]) + 1, self.equations)
+        for buffer, view, value, first in zip(self.buffers, self.views, self.values, self.initial, strict=True):
+            new = value[low:]
+            if not self.all_finite(new):
+                final = self.frontier - low
+                new = torch.cat([new[:final], harmless(new[final:], view.gather(first)[self.frontier :])])
+            view.scatter_(buffer, new, low)
+        if self.frontier == self.equations and any(True for _ in self.outputs):
+            self.evaluate(self.buffers)  # the last slot changed: outputs of the steps are those of the final state
+        return self.frontier
+
+    def all_finite(self, value: torch.Tensor) -> bool:
+        return not value.is_floating_point() or bool(value.isfinite().all())
+
+    def commit_one(self) -> int:
+        """A pass that met a non-finite value says nothing about the future slots: a guess may have overflowed inside.
+
+        The first open slot is evaluated again with all open slots as eager has them at that step.
+        """
+        low = self.frontier
+        eager = []
+        for buffer, view, first in zip(self.buffers, self.views, self.initial, strict=True):
+            clean = buffer.clone()
+            view.scatter_(clean, view.gather(first)[low:], low)
+            eager.append(clean)
+        exact = self.evaluate(eager)
+        guess = self.values
+        for buffer, view, value, old, first in zip(self.buffers, self.views, exact, guess, self.initial, strict=True):
+            rest = harmless(old[low + 1 :], view.gather(first)[low + 1 :])
+            view.scatter_(buffer, torch.cat([value[low : low + 1], rest]), low)
+        self.frontier = low + 1
+        if self.frontier == self.equations and any(True for _ in self.outputs):
+            self.evaluate(self.buffers)
+        return self.frontier
+
+
+def harmless(guess: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+    """Non-finite guesses are replaced by the buffer's initial content."""
+    return torch.where(guess.isfinite(), guess, initial) if guess.is_floating_point() else guess

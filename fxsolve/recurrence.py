@@ -1,0 +1,367 @@
+"""A Recurrence, lowered: hoisted inputs for all steps at once, the core in parallel blocks, the readout at the end.
+
+Steps are laid out as (C, N): position j of block n is step n*C + j, so the j-th call of the core advances all N blocks by
+one step on contiguous rows. The core is batched by folding the N blocks into its own leading dimension: it makes exactly
+as many calls as one eager step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxsolve.bits import same_bits
+from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders
+from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.split_step import SplitStep, split_step
+from fxsolve.solution import NotSolved
+from fxsolve.solvers import Solver, drive
+from fxsolve.units import UnitInterpreter
+
+TOLERANCE = 8.0  # units; RNN noise is about one (DESIGN.md section 5)
+CONTRACTION = 0.5
+
+Tensors = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Generated code for windows of `length` steps in `count` blocks of `block` steps."""
+
+    length: int
+    block: int
+    count: int
+    order: torch.Tensor  # (block * count,): the step at each place, clipped to the window
+    pre: Callable[..., Any]
+    core: Callable[..., Any]
+    core_graph: fx.Graph
+    post: Callable[..., Any]
+
+
+class LoweredRecurrence:
+    """A recurrence and its generated code, kept per layout."""
+
+    def __init__(self, block: Recurrence) -> None:
+        self.block = block
+        self.split: SplitStep = split_step(block)
+        self.layouts: dict[tuple[int, int], Layout] = {}
+        self.carry_types = [n.meta["type"] for n in placeholders(block.step, CARRY)]
+        self.continuous = continuous(self.split.core, block.carries)
+
+    def layout(self, length: int, block: int, device: torch.device) -> Layout:
+        key = (length, block)
+        if key not in self.layouts:
+            self.layouts[key] = self.lower(length, block, device)
+        return self.layouts[key]
+
+    def lower(self, length: int, block: int, device: torch.device) -> Layout:
+        count = math.ceil(length / block)
+        places = torch.arange(count * block).reshape(count, block).t().reshape(-1)
+        pre = batch_step(self.split.pre, names(self.split.pre, STACKED, INDEX), count * block)
+        post = batch_step(self.split.post, names(self.split.post, CARRY, "n", "e", "u", INDEX), count * block)
+        core = self.split.core
+        if count > 1:
+            core = batch_step(core, names(core, CARRY, "u", INDEX), count, fold=True)
+        order = places.clamp(max=length - 1).to(device)
+        return Layout(length, block, count, order, generated(pre), generated(core), core, generated(post))
+
+    def rows(self, carry: int) -> int:
+        """Rows of one block in the folded layout of a carry."""
+        shape = self.carry_types[carry].shape
+        return shape[0] if shape else 1
+
+    def solve(
+        self, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors, limit: int | None
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+        """(final carries.., stacked outputs..) and the figures of a BlockSolution. Raises NotSolved without certificate."""
+        problem = RecurrenceProblem(self, solver, initial, stacked, consts)
+        frontier = drive(problem, solver, limit)
+        if frontier and frontier[-1] < self.block.length:
+            raise NotSolved(problem.why_not())
+        values, certificate = problem.finish()
+        figures = {
+            "sweeps": len(frontier),
+            "steps": problem.steps,
+            "frontier": frontier,
+            "residual": problem.residual,
+            "contraction": problem.contraction,
+            "certificate": certificate,
+        }
+        return values, figures
+
+
+class RecurrenceProblem:
+    """One call's system: see fxsolve.solvers.contract.Problem."""
+
+    def __init__(
+        self, lowered: LoweredRecurrence, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors
+    ) -> None:
+        self.lowered, self.consts = lowered, consts
+        self.stacked = stacked
+        self.equations = lowered.block.length
+        self.warmup = getattr(solver, "warmup", None)
+        self.carry = list(initial)
+        self.device = initial[0].device if initial else (stacked or consts)[0].device if stacked or consts else torch.device("cpu")
+        self.steps = 0
+        self.residual = 0.0
+        self.contraction: float | None = None
+        self.pieces: list[list[torch.Tensor]] = []
+
+    # -- the contract -----------------------------------------------------------------------------
+
+    def open(self, low: int, high: int, block: int) -> None:
+        self.low, self.high = low, high
+        lowered, length = self.lowered, high - low
+        self.layout = layout = lowered.layout(length, block, self.device)
+        natural = layout.count == 1 and length == self.equations
+        order = layout.order + low
+        self.inputs = [x if natural else x.index_select(0, order) for x in self.stacked]
+        self.table = [self.table_column(c, low, length) for c in lowered.block.table]
+        hoisted = layout.pre(*self.inputs, *self.table, *self.consts)
+        self.hoisted = list(hoisted)
+        self.folded = [fold(u, layout) for u in hoisted]
+        self.index = self.core_index(low)
+        self.first_sweep = True
+        self.guess: list[torch.Tensor] | None = None
+        self.previous_ends: list[torch.Tensor] | None = None
+        self.starts = self.spread(self.carry)
+
+    def table_column(self, column: tuple[Any, ...], low: int, length: int) -> torch.Tensor:
+        return torch.tensor(column[low : low + length], device=self.device)[self.layout.order]
+
+    def core_index(self, low: int) -> list[list[Any]]:
+        """For each call of the core the index constants: numbers in order, tensors of one number a block in parallel."""
+        layout = self.layout
+        if layout.count == 1:
+            return [[c[low + j] for c in self.lowered.block.table] for j in range(layout.block)]
+        columns = [t.view(layout.block, layout.count) for t in self.table]
+        return [[c[j] for c in columns] for j in range(layout.block)]
+
+    def sweep(self) -> None:
+        layout = self.layout
+        if self.first_sweep and layout.count > 1:
+            self.warm_up()
+        self.first_sweep = False
+        start = layout.block - (self.warmup or layout.block)
+        self.states: list[list[torch.Tensor]] = []
+        self.extras: list[list[torch.Tensor]] = []
+        self.middle = self.starts
+        state = self.starts
+        carries = self.lowered.block.carries
+        core, consts = layout.core, self.consts
+        for j in range(layout.block):
+            if j == start:
+                self.middle = state
+            out = core(*state, *[u[j] for u in self.folded], *self.index[j], *consts)
+            state = list(out[:carries])
+            self.states.append(state)
+            self.extras.append(list(out[carries:]))
+        self.steps += layout.block
+
+    def commit(self) -> int:
+        layout = self.layout
+        ends = self.states[-1]
+        expected = [e[: -self.lowered.rows(k)] for k, e in enumerate(ends)]
+        used = [s[self.lowered.rows(k) :] for k, s in enumerate(self.starts)]
+        if layout.count == 1 or all(same_bits(a, b) for a, b in zip(expected, used, strict=True)):
+            return self.close()
+        if self.lowered.continuous and self.certified(expected, used, ends):
+            return self.close()
+        agreeing = self.agreeing_blocks(expected, used)
+        self.previous_ends = ends
+        self.starts = self.shifted(ends)
+        return self.low + min(agreeing * layout.block, layout.length - 1)
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Walks the last `warmup` steps of each block from a guess, for the blocks' boundaries.
+
+        The guess differs from any likely state in every component: what is left of the difference at the boundary tells
+        how the step forgets, component by component.
+        """
+        layout = self.layout
+        length = self.warmup or layout.block
+        guess = [perturbed(s) for s in self.starts]
+        state = guess
+        carries = self.lowered.block.carries
+        for j in range(layout.block - length, layout.block):
+            state = list(layout.core(*state, *[u[j] for u in self.folded], *self.index[j], *self.consts)[:carries])
+        self.guess = guess
+        self.previous_ends = state
+        self.starts = self.shifted(state)
+        self.steps += length
+
+    def spread(self, carry: Tensors) -> list[torch.Tensor]:
+        """One carry as the start of every block, folded."""
+        count = self.layout.count
+        if count == 1:
+            return list(carry)
+        return [c.repeat(count, *(1 for _ in c.shape[1:])) if c.dim() else c.repeat(count) for c in carry]
+
+    def shifted(self, ends: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The end of each block as the start of the next one."""
+        firsts = [c if c.dim() else c.reshape(1) for c in self.carry]
+        return [torch.cat([f, e[: e.shape[0] - f.shape[0]]]) for f, e in zip(firsts, ends, strict=True)]
+
+    def certified(self, expected: list[torch.Tensor], used: list[torch.Tensor], ends: list[torch.Tensor]) -> bool:
+        """Whether the boundary equations hold to rounding and the blocks forget: DESIGN.md section 5."""
+        if self.guess is None or self.previous_ends is None:
+            return False
+        before = self.states[-2] if self.layout.block > 1 else self.starts
+        last = self.layout.block - 1
+        inputs = [*before, *[u[last] for u in self.folded], *self.index[last], *self.consts]
+        bounds = UnitInterpreter(self.layout.core_graph).unit(inputs, self.lowered.block.carries)
+        residual, survived, disturbed = 0.0, 0.0, math.inf
+        for k, end in enumerate(ends):
+            rows = self.lowered.rows(k)
+            unit = bounds[k] * torch.finfo(end.dtype).eps
+            residual = max(residual, worst((expected[k] - used[k]).abs(), unit[:-rows]))
+            survived = max(survived, worst((end - self.previous_ends[k]).abs(), unit))
+            change = (self.middle[k] - self.guess[k]).abs() / unit
+            disturbed = min(disturbed, float(change.reshape(self.layout.count, -1).amax(0).min()))
+        self.residual = max(self.residual, residual)
+        ratio = survived / disturbed if disturbed > 0 else math.inf
+        self.contraction = ratio
+        good = residual <= TOLERANCE and ratio < CONTRACTION
+        if not good:
+            self.residual = residual
+        return good
+
+    def agreeing_blocks(self, expected: list[torch.Tensor], used: list[torch.Tensor]) -> int:
+        """How many leading blocks start from final states (bit for bit)."""
+        wrong = torch.zeros(self.layout.count - 1, dtype=torch.bool, device=self.device)
+        for a, b in zip(expected, used, strict=True):
+            wrong |= (a != b).reshape(self.layout.count - 1, -1).any(1)
+        where = wrong.nonzero()
+        return 1 + (int(where[0, 0]) if len(where) else self.layout.count - 1)
+
+    def why_not(self) -> str:
+        contraction = "unknown" if self.contraction is None else f"{self.contraction:.2g}"
+        return (
+            f"the boundaries of the blocks differ by {self.residual:.3g} rounding units (8 are allowed) and a change at a "
+            f"block's start survives to its end by a factor of {contraction} (below 0.5 is needed)"
+        )
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def close(self) -> int:
+        """The window is final: keep its outputs, and its last state for the next window."""
+        layout, lowered = self.layout, self.lowered
+        last = layout.length - 1
+        block, place = divmod(last, layout.block)
+        stacks = [unfold([s[k] for s in self.states], t, layout) for k, t in enumerate(lowered.carry_types)]
+        extra_types = [n.meta["type"] for n in extra_nodes(lowered)]
+        extras = [unfold([e[k] for e in self.extras], t, layout) for k, t in enumerate(extra_types)]
+        outputs = self.outputs(stacks, extras)
+        self.pieces.append([o[:, :].permute(1, 0, *range(2, o.dim())).reshape(-1, *o.shape[2:])[: layout.length] for o in outputs])
+        final = []
+        for k, kind in enumerate(lowered.carry_types):
+            rows = lowered.rows(k)
+            value = self.states[place][k]
+            value = value if layout.count == 1 else value[block * rows : (block + 1) * rows]
+            final.append(value.reshape(kind.shape) if layout.count > 1 else value)
+        self.carry = final
+        return self.high
+
+    def outputs(self, stacks: list[torch.Tensor], extras: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The stacked outputs in (C, N) layout."""
+        layout, lowered = self.layout, self.lowered
+        kinds = lowered.split.outputs
+        post: Sequence[torch.Tensor] = ()
+        if any(kind == "post" for kind, _ in kinds):
+            before = []
+            for k, stack in enumerate(stacks):
+                start = self.starts[k].reshape(1, layout.count, *lowered.carry_types[k].shape)
+                before.append(torch.cat([start, stack[:-1]]))
+            lead = [flat(v) for v in [*before, *stacks, *extras]]
+            post = layout.post(*lead, *self.hoisted, *self.table, *self.consts)
+        made = {"carry": stacks, "extra": extras, "pre": self.hoisted, "post": post}
+        out = []
+        for kind, number in kinds:
+            value = made[kind][number]
+            if kind in ("pre", "post"):
+                value = value.reshape(layout.block, layout.count, *value.shape[1:])
+            out.append(value)
+        return out
+
+    def finish(self) -> tuple[tuple[torch.Tensor, ...], str]:
+        outputs = [p[0] if len(p) == 1 else torch.cat(p) for p in zip(*self.pieces, strict=True)]
+        if self.residual == 0.0:
+            certificate = "every equation holds bit for bit"
+        else:
+            certificate = f"every equation holds to {self.residual:.2g} rounding units, contraction {self.contraction:.1g} a block"
+        return (*self.carry, *outputs), certificate
+
+
+def names(graph: fx.Graph, *prefixes: str) -> list[str]:
+    return [n.name for n in placeholders(graph) if n.name.startswith(prefixes)]
+
+
+def generated(graph: fx.Graph) -> Callable[..., Any]:
+    """The graph as a Python function (not an interpreter)."""
+    return fx.GraphModule({}, graph).forward
+
+
+def fold(value: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(C*N, *S) --> (C, N*S0, ..): what call j of the core takes is row j; in order, (T, *S)."""
+    if layout.count == 1:
+        return value
+    shape = value.shape[1:]
+    if not shape:
+        return value.reshape(layout.block, layout.count)
+    return value.reshape(layout.block, layout.count * shape[0], *shape[1:])
+
+
+def unfold(values: list[torch.Tensor], kind: TensorType, layout: Layout) -> torch.Tensor:
+    """The C results of a sweep as (C, N, *S)."""
+    return torch.stack(values).reshape(layout.block, layout.count, *kind.shape)
+
+
+def flat(value: torch.Tensor) -> torch.Tensor:
+    return value.reshape(-1, *value.shape[2:])
+
+
+def extra_nodes(lowered: LoweredRecurrence) -> list[fx.Node]:
+    (out,) = [n for n in lowered.split.core.nodes if n.op == "output"]
+    return list(out.args[0])[lowered.block.carries :]
+
+
+def perturbed(state: torch.Tensor) -> torch.Tensor:
+    """A state moved in every component, by a tenth and with alternating signs."""
+    if not state.is_floating_point():
+        return state
+    signs = 0.1 - 0.2 * (torch.arange(state.numel(), device=state.device) % 2).to(state.dtype)
+    return state + signs.reshape(state.shape)
+
+
+def worst(difference: torch.Tensor, unit: torch.Tensor) -> float:
+    """The largest difference in units; infinite where something differs and the unit is zero or a value is not finite."""
+    ratio = torch.where(difference == 0, 0.0, difference / unit)
+    return float(torch.nan_to_num(ratio, nan=math.inf).max()) if ratio.numel() else 0.0
+
+
+DISCONTINUOUS = (
+    "gt", "lt", "ge", "le", "eq", "ne", "sign", "floor", "ceil", "round", "trunc", "heaviside", "argmax", "argmin",
+    "topk", "sort", "argsort", "floor_divide", "fmod", "remainder", "logical_not", "logical_and", "logical_or", "isnan",
+)  # fmt: skip
+
+
+def continuous(core: fx.Graph, carries: int) -> bool:
+    """Whether the state is all floating point and no discontinuous op stands on its path."""
+    kinds = [n.meta["type"] for n in placeholders(core, CARRY)]
+    if any(not k.dtype.is_floating_point for k in kinds):
+        return False
+    for node in core.nodes:
+        if node.op == "call_function":
+            name = getattr(node.target, "__name__", "").split(".")[0]
+            kind = node.meta.get("type")
+            whole = isinstance(kind, TensorType) and not kind.dtype.is_floating_point
+            if name in DISCONTINUOUS or whole:
+                return False
+    return True

@@ -1,0 +1,232 @@
+"""The first scheduler: per block the candidates that apply, timed on the first call's own inputs; the winner is kept.
+
+    FixedPoint   (proved causal, bits probed)   Jacobi: one network pass a sweep
+    Recurrence   (forgets, certified)           Jacobi-GS over blocks of C steps, warm-up W
+    neither                                     in order, with eager's own calls
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxsolve.errors import ScheduleError
+from fxsolve.fixed_point import LoweredFixedPoint
+from fxsolve.ir import CONST, FixedPoint, Recurrence, calls, placeholders
+from fxsolve.passes.causality import Proof, prove
+from fxsolve.passes.clean import is_random_target
+probe_bits = lambda *a: None  # TEMP
+from fxsolve.passes.slots import fixed_point
+from fxsolve.recurrence import LoweredRecurrence
+from fxsolve.solution import BlockSolution, NotSolved
+from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
+
+Tensors = Sequence[torch.Tensor]
+BLOCKS = (16, 32, 64, 128, 256)
+SWEEP_LIMIT = 4
+PAYS = 0.95
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver that was tried: what it took, or why it does not apply."""
+
+    solver: str
+    seconds: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a block is solved, and why."""
+
+    solver: Solver
+    kind: str
+    reason: str
+    candidates: tuple[Candidate, ...] = ()
+    limit: int | None = None
+
+
+class BlockRunner(torch.nn.Module):
+    """One equation block in a compiled program. The first call decides its plan, later calls follow it."""
+
+    def __init__(self, block: Recurrence, forced: Solver | None, exactness: str, known: Plan | None) -> None:
+        super().__init__()
+        self.block = block
+        self.forced, self.exactness, self.known = forced, exactness, known
+        self.plan: Plan | None = None
+        self.proof: Proof | None = None
+        self.solution: BlockSolution | None = None
+        self.in_order = fx.GraphModule({}, block.step).forward
+        self.recurrence: LoweredRecurrence | None = None
+        self.fixed: LoweredFixedPoint | None = None
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        start = time.perf_counter()
+        if self.plan is None:
+            self.plan = self.decide(initial, stacked, consts)
+            start = time.perf_counter()
+        plan = self.plan
+        if plan.kind == "FixedPoint" and self.kept and not self.still_proved(consts):
+            self.plan = plan = self.decide(initial, stacked, consts)
+        values, figures = self.solve(plan, initial, stacked, consts)
+        self.solution = BlockSolution(
+            self.block.name,
+            plan.kind,
+            str(plan.solver),
+            self.block.length,
+            seconds=time.perf_counter() - start,
+            **figures,
+        )
+        return values
+
+    def solve(self, plan: Plan, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
+        if isinstance(plan.solver, GaussSeidel):
+            return self.run_in_order(initial, stacked, consts)
+        if plan.kind == "FixedPoint":
+            assert self.fixed is not None
+            return self.fixed.solve(plan.solver, initial, stacked, consts, plan.limit)
+        assert self.recurrence is not None
+        return self.recurrence.solve(plan.solver, initial, stacked, consts, plan.limit)
+
+    def run_in_order(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
+        """Gauss-Seidel with the recorded step: eager's own calls and shapes."""
+        block, step = self.block, self.in_order
+        carry, outputs = list(initial), []
+        for t in range(block.length):
+            out = step(*carry, *[x[t] for x in stacked], *[c[t] for c in block.table], *consts)
+            carry = list(out[: block.carries])
+            outputs.append(out[block.carries :])
+        stacks = [torch.stack(column) for column in zip(*outputs, strict=True)]
+        figures = {
+            "sweeps": 1,
+            "steps": block.length,
+            "frontier": (block.length,),
+            "residual": 0.0,
+            "contraction": None,
+            "certificate": "in order",
+        }
+        return (*carry, *stacks), figures
+
+    # -- deciding ---------------------------------------------------------------------------------
+
+    def decide(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
+        pinned = [n for n in calls(self.block.step) if is_random_target(n.target)]
+        if pinned:
+            return self.sequential(f"{pinned[0]} draws random numbers whose number depends on values ({pinned[0].meta['source']})")
+        found = fixed_point(self.block)
+        if isinstance(found, FixedPoint):
+            return self.decide_fixed_point(found, initial, stacked, consts)
+        return self.decide_recurrence(initial, stacked, consts, found)
+
+    def sequential(self, reason: str) -> Plan:
+        if self.forced is not None and not isinstance(self.forced, GaussSeidel):
+            raise ScheduleError(f"{self.forced} does not apply to {self.block.name} ({self.block.source}): {reason}")
+        return Plan(GaussSeidel(), "Recurrence", reason)
+
+    def decide_fixed_point(self, found: FixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
+        if isinstance(self.forced, GaussSeidel):
+            return Plan(self.forced, "FixedPoint", "forced")
+        values = {f"{CONST}{i}": c for i, c in enumerate(consts)}
+        proof = prove(found.network, found.head, found.slots, found.table, values, values)
+        self.proof = proof
+        if not proof.holds:
+            return self.sequential(f"not causal: {proof.reason}")
+        try:
+            lowered = LoweredFixedPoint(found)
+        except Exception as error:  # a head that cannot be batched is solved in order, whatever the cause
+            return self.sequential(f"the head cannot be computed for all slots at once: {error}")
+        names = dict.fromkeys([*proof.used, *proof.head_used])
+        self.kept = {int(n[len(CONST) :]): values[n].clone() for n in names}
+        reason = self.differing_bits(lowered, found, initial, stacked, consts)
+        if reason is not None and self.exactness != "rounding":
+            return self.sequential(reason)
+        self.fixed = lowered
+        solver = self.forced or Jacobi()
+        return Plan(solver, "FixedPoint", "proved causal: each slot depends on earlier slots only" if not reason else reason)
+
+    def differing_bits(
+        self, lowered: LoweredFixedPoint, found: FixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors
+    ) -> str | None:
+        """Probes on the very shapes: is the network causal in bits, is the head the same for one slot and for all."""
+        length = found.length
+        steps = sorted({0, 1, length // 3, length // 2, length - 1} & set(range(length)))
+        table, _ = lowered.on(initial[0].device)
+        features = lowered.network(*initial, *consts)
+        private = torch.Generator(initial[0].device).manual_seed(0)
+        noisy = [
+            f + torch.randn(f.shape, dtype=f.dtype, device=f.device, generator=private) if f.is_floating_point() else f
+            for f in features
+        ]
+        reason = lowered.head_differs(noisy, stacked, consts, steps)
+        if reason is not None:
+            return reason
+        return probe_bits(lambda *b: lowered.network(*b, *consts), found, initial, steps)
+
+    def still_proved(self, consts: Tensors) -> bool:
+        return all(torch.equal(consts[i], kept) for i, kept in self.kept.items())
+
+    def decide_recurrence(self, initial: Tensors, stacked: Tensors, consts: Tensors, why: str) -> Plan:
+        if isinstance(self.forced, GaussSeidel):
+            return Plan(self.forced, "Recurrence", "forced")
+        if self.exactness == "bitwise":
+            return self.sequential(
+                "exactness='bitwise': float recurrences reach eager's bits only after about T sweeps, so it stays in order"
+            )
+        lowered = LoweredRecurrence(self.block)
+        if self.block.carries and not lowered.continuous and self.forced is None:
+            return self.sequential("the state is discrete or passes a discontinuous op, so only eager's bits will do")
+        self.recurrence = lowered
+        if self.forced is not None:
+            return Plan(self.forced, "Recurrence", "forced")
+        if self.block.carries == 0:
+            return Plan(Jacobi(), "Recurrence", "no state is carried: all steps at once")
+        if self.known is not None and not isinstance(self.known.solver, GaussSeidel):
+            return replace(self.known, reason=self.known.reason + " (as found before for another size)")
+        return self.tried(lowered, initial, stacked, consts)
+
+    def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
+        """Times Jacobi-GS for several block lengths and warm-ups, and keeps the quickest that is certified."""
+        length = self.block.length
+        tried: list[Candidate] = []
+        best: tuple[float, Solver] | None = None
+        last = "no block length leaves several blocks"
+        for block in BLOCKS:
+            if length < 4 * block:
+                continue
+            for warmup in sorted({max(1, block // 2), block}):
+                solver = JacobiGS(block, warmup)
+                try:
+                    lowered.solve(solver, initial, stacked, consts, SWEEP_LIMIT)
+                    seconds = timed(lambda: lowered.solve(solver, initial, stacked, consts, SWEEP_LIMIT))  # noqa: B023
+                except NotSolved as error:
+                    tried.append(Candidate(str(solver), None, str(error)))
+                    last = str(error)
+                    continue
+                tried.append(Candidate(str(solver), seconds, "certified"))
+                if best is None or seconds < best[0]:
+                    best = (seconds, solver)
+        if best is None:
+            plan = self.sequential(f"no parallel schedule is certified: {last}")
+            return replace(plan, candidates=tuple(tried))
+        return Plan(best[1], "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT)
+
+
+def timed(run: Callable[[], Any], repeats: int = 2) -> float:
+    """The best of a few runs, in seconds."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+

@@ -1,0 +1,209 @@
+"""Slot buffers: a carried buffer of which step t writes only slot t.
+
+    carry b; b' = write(b, v_t, slot t); b never read        -->   stacked output v;  b_T = write_slots(b_0, v)
+    carry b; b' = write(b, v_t, slot t); v_t = head(net(b))  -->   FixedPoint: net in one pass, head for all slots at once
+
+The first is an output that user code collects in a preallocated tensor. The second is an autoregressive loop; whether it
+may be solved as a fixed point is for the causality proof to say (fxsolve.passes.causality).
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from torch import fx
+
+from fxsolve import prims
+from fxsolve.ir import (
+    CARRY,
+    CONST,
+    INDEX,
+    STACKED,
+    FixedPoint,
+    Program,
+    Recurrence,
+    Slots,
+    TensorType,
+    contiguous_stride,
+    placeholders,
+    results,
+)
+from fxsolve.passes.graphs import copy_nodes, depending_on, needed_for, placeholder_like
+
+NAME = "slots"
+
+
+def slot_write(block: Recurrence, carry: int) -> tuple[fx.Node, Slots] | None:
+    """The write that makes the new content of a carried buffer, if it writes disjoint slots of that buffer."""
+    before = placeholders(block.step, CARRY)[carry]
+    after = results(block.step)[carry]
+    if after.op != "call_function" or after.target is not prims.write or after.args[0] is not before:
+        return None
+    _, _, size, stride, offset = after.args
+    if isinstance(offset, fx.Node):
+        offsets = block.table[placeholders(block.step, INDEX).index(offset)]
+    else:
+        offsets = (offset,) * block.length
+    slots = Slots(tuple(size), tuple(stride), tuple(offsets))  # type: ignore[arg-type]
+    return (after, slots) if disjoint(slots, before.meta["type"]) else None
+
+
+def disjoint(slots: Slots, kind: TensorType) -> bool:
+    """Whether no element belongs to two slots."""
+    owner = slot_of(slots, kind)
+    if owner is None:
+        return False
+    size = int(np.prod(slots.shape))
+    return int((owner >= 0).sum()) == size * len(slots.offsets)
+
+
+def slot_of(slots: Slots, kind: TensorType) -> np.ndarray | None:
+    """For each element of a buffer, in memory order, the last step that writes it (-1: none)."""
+    owner = np.full(kind.numel, -1, dtype=np.int64)
+    strides = [s * owner.itemsize for s in slots.stride]
+    reach = sum(s * (n - 1) for s, n in zip(slots.stride, slots.shape, strict=True))
+    for t, offset in enumerate(slots.offsets):
+        if offset + reach >= kind.numel:
+            return None
+        np.lib.stride_tricks.as_strided(owner[offset:], slots.shape, strides)[...] = t
+    return owner
+
+
+def outputs_from_buffers(program: Program) -> Program:
+    """Turns carried buffers that are only written into stacked outputs of their block."""
+    blocks = dict(program.blocks)
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    items: dict[tuple[fx.Node, int], fx.Node] = {}
+    for node in program.graph.nodes:
+        block = blocks.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(block, Recurrence):
+            blocks[block.name] = rewrite_call(graph, node, block, env, items)
+        elif node.op == "call_function" and node.target is operator.getitem and (node.args[0], node.args[1]) in items:
+            env[node] = items[(node.args[0], node.args[1])]  # type: ignore[index]
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+    return Program(graph, blocks, program.leaves, program.outputs, program.mutated, program.guards)
+
+
+def write_only(block: Recurrence, carry: int) -> tuple[fx.Node, Slots] | None:
+    found = slot_write(block, carry)
+    before = placeholders(block.step, CARRY)[carry]
+    if found is None or set(before.users) != {found[0]}:
+        return None
+    others = [n for i, n in enumerate(results(block.step)) if i != carry]
+    return found if found[0] not in others and len(found[0].users) == 1 else None
+
+
+def rewrite_call(
+    graph: fx.Graph, node: fx.Node, block: Recurrence, env: dict[fx.Node, fx.Node], items: dict[tuple[fx.Node, int], fx.Node]
+) -> Recurrence:
+    """One block's call: the carries in `gone` leave it and come back as slots written after it."""
+    gone = {k: found for k in range(block.carries) if (found := write_only(block, k)) is not None}
+    kept = [k for k in range(block.carries) if k not in gone]
+    step = fx.Graph()
+    inner: dict[fx.Node, fx.Node] = {}
+    carries = placeholders(block.step, CARRY)
+    for i, k in enumerate(kept):
+        inner[carries[k]] = placeholder_like(step, carries[k], f"{CARRY}{i}")
+    dropped = {found[0] for found in gone.values()} | {carries[k] for k in gone}
+    rest = [n for n in block.step.nodes if n not in inner and n not in dropped and n.op != "output"]
+    copy_nodes(step, rest, inner)
+    returned = results(block.step)
+    outputs = list(returned[block.carries :])
+    place: dict[int, int] = {}
+    for k, (write, _) in gone.items():
+        value = write.args[1]
+        if value not in outputs:
+            outputs.append(value)  # type: ignore[arg-type]
+        place[k] = outputs.index(value)  # type: ignore[arg-type]
+    step.output(tuple(inner[n] for n in [*(returned[k] for k in kept), *outputs]))
+    new = Recurrence(
+        block.name, block.length, step, len(kept), block.stacked, block.consts, len(outputs), block.table, block.source
+    )
+    initial, stacked, consts = [[env[n] for n in group] for group in node.args]  # type: ignore[union-attr]
+    call = graph.create_node(
+        "call_module", block.name, (tuple(initial[k] for k in kept), tuple(stacked), tuple(consts)), name=block.name
+    )
+    types = [carries[k].meta["type"] for k in kept]
+    types += [stack_type(n.meta["type"], block.length) for n in outputs]
+    call.meta.update(type=tuple(types), source=node.meta["source"])
+    env[node] = call
+
+    def item(position: int) -> fx.Node:
+        got = graph.call_function(operator.getitem, (call, position))
+        got.meta.update(type=types[position], source=node.meta["source"])
+        return got
+
+    for i, k in enumerate(kept):
+        items[(node, k)] = item(i)
+    for i in range(len(outputs)):
+        stack = item(len(kept) + i)
+        items[(node, block.carries + i)] = stack
+        for k in (k for k, p in place.items() if p == i):
+            slots = gone[k][1]
+            whole = graph.call_function(prims.write_slots, (initial[k], stack, slots.shape, slots.stride, slots.offsets))
+            whole.meta.update(type=carries[k].meta["type"], source=node.meta["source"])
+            items[(node, k)] = whole
+    return new
+
+
+def stack_type(kind: TensorType, count: int) -> TensorType:
+    shape = (count, *kind.shape)
+    return TensorType(shape, contiguous_stride(shape), kind.dtype, kind.device)
+
+
+def fixed_point(block: Recurrence) -> FixedPoint | str:
+    """The fixed-point form of a recurrence whose whole state is slot buffers; else the reason why it has none."""
+    if block.carries == 0:
+        return "it carries no state"
+    writes = [slot_write(block, k) for k in range(block.carries)]
+    for k, found in enumerate(writes):
+        if found is None:
+            return f"carried state {k} is not a buffer of which each step writes its own slot"
+    graph = block.step
+    carries = placeholders(graph, CARRY)
+    write_nodes = [found[0] for found in writes if found is not None]
+    varying = depending_on(graph, placeholders(graph, STACKED) + placeholders(graph, INDEX))
+    stateful = depending_on(graph, carries)
+    in_network = {n for n in stateful if n not in varying and n.op == "call_function"}
+    values = [w.args[1] for w in write_nodes]
+    outputs = results(graph)[block.carries :]
+    if any(n in write_nodes for n in outputs):
+        return "the whole buffer is an output of every step"
+    head_nodes = needed_for([*values, *outputs], lambda n: n.op == "call_function" and n not in in_network)  # type: ignore[list-item]
+    if head_nodes & set(write_nodes):
+        return "a step reads its buffer after it wrote to it"
+    readers = [n for m in graph.nodes if m in head_nodes for n in m.all_input_nodes] + [*values, *outputs]
+    features = list(dict.fromkeys(n for n in readers if n in in_network or n in carries))
+    network, net_env = fx.Graph(), {}
+    for i, node in enumerate(carries):
+        net_env[node] = placeholder_like(network, node, f"{CARRY}{i}")
+    head, head_env = fx.Graph(), {}
+    for i, node in enumerate(features):
+        head_env[node] = placeholder_like(head, node, f"f{i}")
+    for node in placeholders(graph, STACKED) + placeholders(graph, INDEX):
+        head_env[node] = placeholder_like(head, node, node.name)
+    for node in placeholders(graph, CONST):
+        net_env[node] = placeholder_like(network, node, node.name)
+        head_env[node] = placeholder_like(head, node, node.name)
+    inside = needed_for(features, lambda n: n.op == "call_function")
+    copy_nodes(network, [n for n in graph.nodes if n in inside], net_env)
+    network.output(tuple(net_env[n] for n in features))
+    copy_nodes(head, [n for n in graph.nodes if n in head_nodes], head_env)
+    head.output(tuple(head_env[n] for n in [*values, *outputs]))  # type: ignore[index]
+    return FixedPoint(
+        block.name,
+        block.length,
+        network,
+        head,
+        block.carries,
+        block.consts,
+        len(features),
+        block.stacked,
+        block.outputs,
+        block.table,
+        tuple(found[1] for found in writes if found is not None),
+        source=block.source,
+    )
