@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
+import threading
 import timeit
 import types
+from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +176,8 @@ def test_globals_of_functions_methods_and_decorated_methods(monkeypatch: pytest.
 
 
 def test_closures_and_defaults() -> None:
-    h0, factor, inner = torch.zeros(3), 2, Cell()
+    h0, factor = torch.zeros(3), 2
+    inner: Any = Cell()
 
     def fn(x: torch.Tensor, offset: float = 0.5) -> torch.Tensor:
         return (lambda y: inner(y) * factor + h0)(x) + offset
@@ -227,6 +232,24 @@ def test_python_modules_and_caches_of_the_user(monkeypatch: pytest.MonkeyPatch) 
     config.RATE = 0.5  # type: ignore[attr-defined]
     monkeypatch.setitem(globals(), "SCALE", 9.0)
     assert guards.check() == "global SCALE was 2.0, is 9.0"
+
+
+def test_library_objects_of_many_kinds() -> None:
+    """Locks, loggers, parametrizations, distributions and the like neither fail nor change by themselves."""
+    model = Model()
+    model.cell.rnn = nn.LSTM(3, 3, 2, bidirectional=True)
+    model.cell.normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    model.cell.prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
+    model.cell.tools = [threading.Lock(), logging.getLogger("x"), torch.Generator(), deque(maxlen=3), torch.tanh]
+    guards = Guards.collect(model)
+    model(torch.ones(2, 3))
+    model.cell.normed(torch.ones(2, 3))
+    model.cell.prior.sample()
+    assert guards.changes() == ()
+    tensors = guards.tensors()
+    assert tensors["model.cell.prior.loc"] is model.cell.prior.loc
+    assert "model.cell.normed.parametrizations.weight.original0" in tensors
+    assert {id(parameter) for parameter in model.parameters()} <= {id(tensor) for tensor in tensors.values()}
 
 
 def test_arrays_are_guarded_by_contents() -> None:
