@@ -71,7 +71,8 @@ def errors(subject: Subject, fast: Callable) -> dict[str, float]:
 
 def solved(solution) -> dict:
     """What the last call's solution says, block by block."""
-    fields = ("name", "kind", "solver", "equations", "sweeps", "residual", "certificate", "fallback")
+    fields = ("name", "kind", "solver", "equations", "sweeps", "steps", "residual", "contraction")
+    fields += ("certificate", "seconds", "fallback")
     blocks = [{field: getattr(block, field) for field in fields} for block in solution.blocks]
     return {"fallback": solution.fallback, "blocks": blocks}
 
