@@ -16,8 +16,15 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Slots, placeholders, results
-from fxsolve.passes import dependence_products, dependence_rules  # noqa: F401  (register their rules)
+from fxsolve.ir import CARRY, INDEX, STACKED, Slots, placeholders, results
+from fxsolve.passes import (  # noqa: F401  (each registers its rules)
+    dependence_lookups,
+    dependence_moves,
+    dependence_products,
+    dependence_reductions,
+    dependence_rules,
+    dependence_windows,
+)
 from fxsolve.passes.dependence import (
     MAX_SLOTS,
     MOVES,
@@ -25,13 +32,11 @@ from fxsolve.passes.dependence import (
     Dependence,
     Refusal,
     concrete,
-    evaluate,
-    interpret,
-    leaves,
+    largest_index,
     slot_indices,
-    thin,
     unknown_constant,
 )
+from fxsolve.passes.dependence_interpret import evaluate, interpret
 
 name = "causality"
 
@@ -61,7 +66,7 @@ def prove(
 ) -> Proof:
     """Prove that the values which `head` returns for slot t depend, through `network`, only on slots < t.
 
-    `table[t]` holds the index constants of step t. Invariants without a value are taken as non-zero everywhere.
+    `table[k][t]` is the index constant k at step t. Invariants without a value are taken as non-zero everywhere.
     """
     steps = len(slots[0].offsets)
     if steps >= MAX_SLOTS:
@@ -90,7 +95,7 @@ def seeds(graph: fx.Graph, slots: Sequence[Slots], values: Mapping[str, Tensor])
     """The abstract values of a graph's placeholders: buffers by their geometry, invariants by their values."""
     found: dict[str, Any] = {}
     for node in placeholders(graph):
-        kind = node.meta.get("type")
+        kind: Any = node.meta.get("type")
         if node.name.startswith(CARRY):
             found[node.name] = Dependence(slot_indices(slots[int(node.name[1:])], kind))
         elif node.name in values:
@@ -113,8 +118,11 @@ def chain_length(reach: Sequence[float]) -> int:
 
 @dataclass(frozen=True)
 class Reads:
-    """How a step's slot values reach the state: `once` needs no step; `moves` pick elements by the step's constants;
-    what they pick, or what is used whole, is `picked`: all that the slot values of the step can depend on."""
+    """How the slot values that a head returns depend on the state, and on the step through its index constants.
+
+    `once` is the same at every step. `moves` pick elements from that by the step's constants; all that the slot values
+    can depend on is in `picked`: what was picked, or is used whole. `rest` computes with it.
+    """
 
     once: tuple[fx.Node, ...]
     moves: tuple[fx.Node, ...]
@@ -171,7 +179,7 @@ def head_reach(
 ) -> list[float]:
     """For each step the largest slot that the values which it writes depend on.
 
-    What a step picks bounds what it computes from that, so its arithmetic is looked at only where the bound is too large.
+    What a step picks bounds what it computes, so its arithmetic is looked at only where that bound is too large.
     """
     plan = reads(head, len(slots))
     env: dict[fx.Node, Any] = {}
@@ -182,7 +190,7 @@ def head_reach(
     indices = placeholders(head, INDEX)
     found = []
     for t in range(len(slots[0].offsets)):
-        env.update(zip(indices, table[t] if indices else (), strict=True))
+        env.update(zip(indices, (column[t] for column in table), strict=True))
         for node in plan.moves:
             env[node] = evaluate(node, env, analysis)
         reach = max((largest_index(env[node]) for node in plan.picked), default=-1.0)
@@ -192,9 +200,3 @@ def head_reach(
             reach = max(largest_index(env[node]) for node in results(head)[: len(slots)])
         found.append(reach)
     return found
-
-
-def largest_index(fact: Any) -> float:
-    """The largest index anywhere in an abstract value."""
-    parts = [thin(each.index) for each in leaves(fact) if isinstance(each, Dependence)]
-    return max((part.amax().item() for part in parts if part.numel()), default=-1.0)

@@ -13,7 +13,6 @@ followed (`signed`) until an op can no longer tell the two zeros apart, or does 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +87,10 @@ class Call:
         first = self.type[0] if isinstance(self.type, tuple) else self.type
         return first.shape
 
+    def operand(self, position: int = 0) -> Any:
+        """The node that an argument is."""
+        return self.node.args[position]
+
     def argument(self, name: str, default: Any = None) -> Any:
         """An argument by its name in the op's schema, or `default` where the overload has none such."""
         if name in self.kwargs:
@@ -147,6 +150,17 @@ def rule(*names: str, moves: bool = False) -> Callable[[Rule], Rule]:
             if moves:
                 MOVES.add(target)
         return function
+
+    return register
+
+
+def prim(function: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register a rule for one of fxsolve's own functions that read or write regions."""
+
+    def register(made: Rule) -> Rule:
+        RULES[function] = made
+        MOVES.add(function)
+        return made
 
     return register
 
@@ -214,9 +228,9 @@ def largest(tensor: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tenso
     return reduced if keepdim else reduced.reshape([size for d, size in enumerate(full) if d not in dims])
 
 
-def compress(tensor: Tensor) -> Tensor:
-    """The same tensor, expanded along each dimension in which all its slices are equal."""
-    for dim in range(tensor.dim()):
+def compress(tensor: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    """The same tensor, expanded along each dimension (of `dims`) in which all its slices are equal."""
+    for dim in range(tensor.dim()) if dims is None else dims:
         if tensor.shape[dim] > 1 and tensor.stride(dim) != 0:
             first = tensor.narrow(dim, 0, 1)
             if bool((thin(tensor) == thin(first)).all()):
@@ -242,37 +256,7 @@ def slot_indices(slots: Slots, kind: TensorType) -> Tensor:
     return compress(flat.as_strided(kind.shape, kind.stride))
 
 
-# ---------------------------------------------------------------- the interpreter
-
-
-def interpret(graph: fx.Graph, seeds: dict[str, Any], analysis: Analysis) -> dict[fx.Node, Any]:
-    """The abstract value of every node, from those of the placeholders (by name)."""
-    env: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            env[node] = seeds[node.name]
-        elif node.op == "get_attr":
-            env[node] = unknown_constant(node.meta["type"])
-        elif node.op == "call_function":
-            env[node] = evaluate(node, env, analysis)
-    return env
-
-
-def evaluate(node: fx.Node, env: dict[fx.Node, Any], analysis: Analysis) -> Any:
-    """The abstract value of one call: folded where all arguments are concrete, by its rule otherwise."""
-    args = fx.map_arg(node.args, env.__getitem__)
-    kwargs = fx.map_arg(node.kwargs, env.__getitem__)
-    if node.target is operator.getitem:
-        return args[0][args[1]]
-    _refuse_side_effects(node, args, kwargs)
-    if not any(isinstance(fact, Dependence) for fact in leaves((args, kwargs))):
-        return _fold(node, args, kwargs)
-    call = Call(node, tuple(args), dict(kwargs), analysis)
-    found = RULES[node.target](call, *args, **kwargs) if node.target in RULES else None
-    if found is None or not _fits(found, call.type):
-        analysis.unknown[node] = None
-        return depends_on_all(call)
-    return found
+# ---------------------------------------------------------------- facts in nested arguments
 
 
 def leaves(fact: Any) -> Iterable[Any]:
@@ -286,100 +270,6 @@ def leaves(fact: Any) -> Iterable[Any]:
         yield fact
 
 
-def depends_on_all(call: Call, index: float | None = None) -> Any:
-    """Every element of every result depends on the largest index of all arguments (or on `index`)."""
-    if index is None:
-        parts = [fact.index for fact in leaves((call.args, call.kwargs)) if isinstance(fact, Dependence)]
-        index = max((float(thin(part).max()) for part in parts if part.numel()), default=-1.0)
-    made = [
-        Dependence(torch.tensor(index).expand(kind.shape), signed=True) if isinstance(kind, TensorType) else None
-        for kind in (call.type if isinstance(call.type, tuple) else (call.type,))
-    ]
-    return tuple(made) if isinstance(call.type, tuple) else made[0]
-
-
-def _fits(found: Any, kind: Any) -> bool:
-    """Whether a rule gave results of the shapes that the graph says (a mistake there must not become a proof)."""
-    if isinstance(kind, TensorType):
-        return isinstance(found, (Dependence, Concrete)) and shape_of(found) == tuple(kind.shape)
-    if isinstance(kind, tuple):
-        return isinstance(found, (tuple, list)) and all(map(_fits, found, kind))
-    return True
-
-
-def _refuse_side_effects(node: fx.Node, args: Any, kwargs: Any) -> None:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        if getattr(target, "__name__", "") == "draw":
-            raise Refusal(f"{describe(node)} draws random numbers")
-        return
-    if target._schema.is_mutable:
-        raise Refusal(f"{describe(node)} mutates its arguments")
-    if torch.Tag.nondeterministic_seeded in target.tags and not _without_dropout(target, args, kwargs):
-        raise Refusal(f"{describe(node)} draws random numbers")
-    if "batch_norm" in target._schema.name and _updates_statistics(target, args, kwargs):
-        raise Refusal(f"{describe(node)} updates running statistics (batch norm in training)")
-
-
-def _named(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    names = [declared.name for declared in target._schema.arguments]
-    defaults = {d.name: d.default_value for d in target._schema.arguments if d.has_default_value()}
-    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _without_dropout(target: Any, args: Any, kwargs: Any) -> bool:
-    """Attention and dropout carry the tag of random ops, and draw nothing with p = 0 or outside training."""
-    named = _named(target, args, kwargs)
-    return named.get("dropout_p", named.get("p")) == 0 or named.get("train") is False
-
-
-def _updates_statistics(target: Any, args: Any, kwargs: Any) -> bool:
-    """`native_batch_norm` in training writes into its running statistics though its schema does not say so."""
-    named = _named(target, args, kwargs)
-    return bool(named.get("training")) and named.get("running_mean") is not None
-
-
-def describe(node: fx.Node) -> str:
-    """An op and the user's line it comes from."""
-    source = node.meta.get("source") or ""
-    name = (
-        str(node.target)
-        if isinstance(node.target, torch._ops.OpOverload)
-        else getattr(node.target, "__name__", node.name)
-    )
-    return f"{name} ({source})" if source else name
-
-
-# ---------------------------------------------------------------- concrete values
-
-_PRODUCTS = frozenset(overloads("mul"))
-_SCALINGS = frozenset(overloads("div") + overloads("neg") + overloads("_weight_norm_interface"))
-
-
-def concrete(value: Tensor, name: str) -> Concrete:
-    """An invariant of a graph with its real value."""
-    return Concrete(value.detach().cpu(), frozenset((name,)), frozenset((name,)))
-
-
-def _fold(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """The real result of an op on concrete arguments, on the CPU, with the names that its value and its zeros rely on."""
-    operands = [fact for fact in leaves((args, kwargs)) if isinstance(fact, Concrete)]
-    names = frozenset[str]().union(*(fact.names for fact in operands))
-    try:
-        with torch.no_grad():
-            value = node.target(*real(args), **real(kwargs))  # type: ignore[operator]
-    except (RuntimeError, NotImplementedError):  # no CPU kernel: a value that depends on no slot, but is not known
-        return depends_on_all(Call(node, (), {}, Analysis(-1.0)))
-    if isinstance(value, Tensor):
-        return Concrete(value, names, _zeros_of(node.target, value, operands, names))
-    if isinstance(value, (tuple, list)):
-        return tuple(
-            Concrete(each, names, _zeros_of(node.target, each, operands, names)) if isinstance(each, Tensor) else each
-            for each in value
-        )
-    return value
-
-
 def real(facts: Any) -> Any:
     """Nested arguments with the real tensors in place, on the CPU."""
     if isinstance(facts, Concrete):
@@ -389,23 +279,29 @@ def real(facts: Any) -> Any:
     if isinstance(facts, dict):
         return {key: real(fact) for key, fact in facts.items()}
     if isinstance(facts, (tuple, list)):
-        return type(facts)(real(fact) for fact in facts) if type(facts) in (tuple, list) else [real(f) for f in facts]
+        return [real(fact) for fact in facts]
     return facts
 
 
-def _zeros_of(target: Any, value: Tensor, operands: list[Concrete], names: frozenset[str]) -> frozenset[str]:
-    """On which invariants the places of a folded result's zeros rely; all of them, unless the op is known to keep zeros."""
-    if target in _PRODUCTS:
-        sources = [fact for fact in operands if bool((fact.value == 0).any())]
-        pattern = torch.zeros((), dtype=torch.bool)
-        for fact in sources:
-            pattern = pattern | (fact.value == 0)
-    elif target in _SCALINGS or target in MOVES:
-        sources = operands[:1] if target in _SCALINGS else operands
-        pattern = None if target in MOVES else sources[0].value == 0
-    else:
-        return names
-    # A product underflows to zeros of its own: those rely on all factors.
-    if pattern is not None and bool(((value == 0) & ~pattern).any()):
-        return names
-    return frozenset[str]().union(*(fact.zeros for fact in sources))
+def depends_on_all(call: Call, index: float | None = None) -> Any:
+    """Every element of every result depends on the largest index of all arguments (or on `index`)."""
+    facts = list(leaves((call.args, call.kwargs)))
+    top = largest_index(facts) if index is None else index
+    made = [
+        Dependence(torch.tensor(top).expand(kind.shape), signed=signed(*facts))
+        if isinstance(kind, TensorType)
+        else None
+        for kind in (call.type if isinstance(call.type, tuple) else (call.type,))
+    ]
+    return tuple(made) if isinstance(call.type, tuple) else made[0]
+
+
+def largest_index(fact: Any) -> float:
+    """The largest index anywhere in an abstract value or in nested arguments; -1 for none."""
+    parts = [thin(each.index) for each in leaves(fact) if isinstance(each, Dependence)]
+    return max((float(part.amax()) for part in parts if part.numel()), default=-1.0)
+
+
+def concrete(value: Tensor, name: str) -> Concrete:
+    """An invariant of a graph with its real value."""
+    return Concrete(value.detach().cpu(), frozenset((name,)), frozenset((name,)))

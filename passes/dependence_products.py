@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxsolve.ir import TensorType
 from fxsolve.passes.dependence import (
     Call,
     Concrete,
@@ -19,6 +20,7 @@ from fxsolve.passes.dependence import (
     compress,
     index_of,
     largest,
+    largest_index,
     maximum,
     none,
     rule,
@@ -42,7 +44,7 @@ def contract(x: Tensor, pattern: Tensor | None) -> Tensor:
     outs = pattern.shape[1]
     if width == 0:
         return none((batch, rows, outs))
-    x, pattern = thin(compress(x)), thin(compress(pattern))
+    x, pattern = thin(compress(x)), thin(compress(pattern))  # slices that are alike count once
     if x.shape[2] == 1:
         found = torch.where(pattern.any(2)[:, None, :], x, -1.0)
         return found.expand(batch, rows, outs)
@@ -141,3 +143,71 @@ def matmul(call: Call, a: Any, b: Any) -> Any:
     a, b = (reshaped(fact, lambda x: x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])) for fact in (a, b))
     found = matrices(call, a, b)
     return Dependence(found.index.reshape(call.shape), signed=found.signed)
+
+
+# ---------------------------------------------------------------- attention
+
+
+@rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention")
+@rule("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu")
+@rule("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable")
+def attention(call: Call, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> Any:
+    """softmax(q k^T / sqrt(E) + mask) v: query l takes key and value s where the mask allows it."""
+    mask = call.argument("attn_mask", call.argument("attn_bias"))
+    length, source = shape_of(q)[-2], shape_of(k)[-2]
+    allowed = _allowed(call, mask, length, source)
+    batch = shape_of(q)[:-2]
+    queries = largest(index_of(q), (-1,), keepdim=True)
+    keys = _per_head(largest(index_of(k), (-1,), keepdim=True), batch)
+    values = _per_head(index_of(v), batch)
+    shape = (*batch, length, values.shape[-1])
+
+    pairs = torch.maximum(thin(keys), thin(values)).expand(*batch, source, values.shape[-1])
+    flat = pairs.reshape(-1, source, values.shape[-1]).transpose(1, 2)
+    pattern = None if allowed is None else _pattern(allowed, batch)
+    taken = contract(flat, pattern).expand(len(flat), flat.shape[1], length).transpose(1, 2).reshape(shape)
+    scores = contract(keys.expand(*batch, source, 1).reshape(-1, 1, source), pattern).expand(-1, -1, length)
+    scores = maximum((*batch, length, 1), queries, scores.reshape(*batch, length, 1), torch.tensor(largest_index(mask)))
+    if allowed is not None:  # a query that attends to nothing is NaN, or whatever the kernel makes of it
+        scores = torch.where(allowed.any(-1, keepdim=True), scores, call.analysis.top)
+    out = Dependence(maximum(shape, taken, scores), signed=allowed is not None or signed(q, k, v))
+    return _with_statistics(call, out, scores)
+
+
+def _allowed(call: Call, mask: Any, length: int, source: int) -> Tensor | None:
+    """Which keys a query may take: not those at -inf or False in the mask, nor later ones if it is causal."""
+    barred = call.neginfs(mask) if mask is not None else None
+    if isinstance(mask, Concrete) and mask.value.dtype == torch.bool:
+        barred = ~call.mask(mask)
+    allowed = None if barred is None else ~barred
+    if call.argument("is_causal"):
+        causal = torch.ones(length, source, dtype=torch.bool).tril()
+        allowed = causal if allowed is None else allowed & causal
+    return None if allowed is None else allowed.expand(*allowed.shape[:-2], length, source)
+
+
+def _per_head(index: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """Keys and values of grouped heads, one for each query head."""
+    heads = batch[-1] // index.shape[-3] if len(batch) > 1 and index.shape[-3] not in (1, batch[-1]) else 1
+    return (index.repeat_interleave(heads, -3) if heads > 1 else index).expand(*batch, *index.shape[-2:])
+
+
+def _pattern(allowed: Tensor, batch: tuple[int, ...]) -> Tensor:
+    if allowed.dim() == 2:
+        return allowed[None]
+    return allowed.expand(*batch, *allowed.shape[-2:]).reshape(-1, *allowed.shape[-2:])
+
+
+def _with_statistics(call: Call, out: Dependence, scores: Tensor) -> Any:
+    """The kernels return the log of the softmax's sum too, and seeds that depend on nothing."""
+    if not isinstance(call.type, tuple):
+        return out
+    found: list[Any] = [out]
+    for kind in call.type[1:]:
+        if not isinstance(kind, TensorType):
+            found.append(None)
+        elif kind.dtype.is_floating_point and kind.numel:
+            found.append(Dependence(torch.tensor(float(scores.max())).expand(kind.shape)))
+        else:
+            found.append(Dependence(none(kind.shape)))
+    return tuple(found)
