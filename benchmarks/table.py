@@ -60,7 +60,7 @@ def line(name: str, result: dict) -> tuple[str, ...]:
         alternative(result),
         compiled(result),
         grouped(block["equations"] for block in blocks),
-        f"the original ran: {fallback}" if fallback else grouped(f"{b['sweeps']} {b['solver']}" for b in blocks),
+        fallback or grouped(f"{b['sweeps']} {b['solver']}" for b in blocks),
         f"{result['first_call']:.2f} ({eager['median']:.2f})",
         f"{other['first_call']:.2f} ({other['eager']:.2f})",
         "same bits" if result["equal_bits"] else f"{result['max_difference']:.1e}",

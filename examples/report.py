@@ -65,8 +65,7 @@ def grouped(counts: Iterable[object]) -> str:
 def row(model: str, solution, eager: float, fast: float, difference: float) -> Row:
     """The table's line for one model, from the solution of its last call."""
     blocks = solution.blocks
-    said = [block.fallback or block.certificate for block in blocks]
-    certificate = f"the original ran: {solution.fallback}" if solution.fallback else grouped(said)
+    certificate = solution.fallback or grouped(block.fallback or block.certificate for block in blocks)
     steps = grouped(block.equations for block in blocks)
     sweeps = grouped(f"{block.sweeps} {block.solver}" for block in blocks)
     return Row(model, steps, sweeps, eager, fast, certificate, difference)

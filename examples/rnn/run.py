@@ -20,12 +20,12 @@ from examples.rnn.text import Text
 OUT = Path(__file__).parent / "out"
 
 
-def train(model: CharModel, text: Text, seconds: float, fill_in: bool, device: str) -> list[float]:
-    """Train for so many seconds; returns the loss of every batch in nats per character."""
+def train(model: CharModel, text: Text, batches: int, seconds: float, fill_in: bool, device: str) -> list[float]:
+    """Train on so many batches or for so many seconds; returns the loss of each batch in nats per character."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while len(losses) < batches and time.perf_counter() < end:
         reads, says = (part.to(device) for part in text.batch(32, 64, fill_in))
         loss = nn.functional.cross_entropy(model(reads).flatten(0, 1), says.flatten())
         optimizer.zero_grad()
@@ -77,9 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, for tests")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=50.0, help="training time for all models together")
+    parser.add_argument("--seconds", type=float, default=60.0, help="most training time, all models together")
     options = parser.parse_args()
-    hidden, seconds, length, rounds = (32, 4.0, 512, 3) if options.small else (128, options.seconds, 4096, 7)
+    hidden, batches, length, rounds = (32, 20, 512, 3) if options.small else (128, 300, 4096, 7)
 
     torch.manual_seed(0)
     text = Text()
@@ -91,7 +91,7 @@ def main() -> None:
     for name, model in models.items():
         model.to(options.device)
         fill_in = "bidirectional" in name
-        losses[name] = train(model, text, seconds / len(models), fill_in, options.device)
+        losses[name] = train(model, text, batches, options.seconds / len(models), fill_in, options.device)
         last = losses[name][-10:]
         print(f"{name}: trained {len(losses[name])} batches, {sum(last) / len(last):.2f} nats per character")
         line, blocks[name] = compare(name, model.eval(), reads, rounds, options.device)
