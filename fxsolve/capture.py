@@ -27,11 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxsolve import prims
 from fxsolve.errors import CaptureError
 from fxsolve.ir import TensorType
-from fxsolve.tape import Cell, Leaf, Mark, Output, Symbol, Tape
+from fxsolve.tape import Cell, Leaf, Mark, Output, Tape
 
 aten = torch.ops.aten
 TORCH_DIRECTORY = str(Path(torch.__file__).parent)
 OWN_DIRECTORY = str(Path(__file__).parent)
+
+SWEEP_AFTER = 64  # storages
 
 # Their schemas say that they mutate nothing, but in training they update running statistics.
 HIDDEN_MUTATORS = {"native_batch_norm": 5, "cudnn_batch_norm": 5, "miopen_batch_norm": 5}
@@ -62,7 +64,8 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.cells = self.tape.cells
         self.cell_of: dict[int, int] = {}
-        self.keep_alive: list[StorageWeakRef] = []  # an address is not reused while its weak reference lives
+        self.watched: dict[int, StorageWeakRef] = {}  # an address is not reused while its weak reference lives
+        self.next_sweep = SWEEP_AFTER
         self.handles: dict[tuple[int, int, int], int] = {}  # (cell, offset, type) -> value
         self.place = self.tape.place
         self.before: dict[int, torch.Tensor] = {}
@@ -80,6 +83,10 @@ class Recorder(TorchDispatchMode):
             self.origins[tensor.untyped_storage()._cdata] = (kind, name, tensor, position)
 
     # -- the mode ---------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled by dynamo; the wrapper would cost an import and time at every op
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -127,7 +134,7 @@ class Recorder(TorchDispatchMode):
         source = self._source()
         if plan.mutated:
             # Results of a mutating call are the mutated arguments; who reads them later finds the storage's new content.
-            symbol = tape.symbols(Symbol(func, template, named, inputs, (), False))
+            symbol = tape.intern(func, template, named, inputs, (), False)
             tape.append(symbol, tuple(tensors), tuple(numbers), source)
             return
         listed = isinstance(result, (tuple, list))
@@ -140,7 +147,7 @@ class Recorder(TorchDispatchMode):
                 types.append(self._type(out))
             else:
                 raise CaptureError(f"{plan.name} gives a {type(out).__name__} to Python at {self.where()}")
-        symbol = tape.symbols(Symbol(func, template, named, inputs, tuple(types), listed))
+        symbol = tape.intern(func, template, named, inputs, tuple(types), listed)
         values = tape.append(symbol, tuple(tensors), tuple(numbers), source)
         for out, type_id, value in zip(outputs, types, values, strict=True):
             self._place_result(out, type_id, value)
@@ -157,10 +164,20 @@ class Recorder(TorchDispatchMode):
         self.handles[(cell, offset, type_id)] = value
 
     def _new_cell(self, storage: torch.UntypedStorage, cell: Cell) -> int:
-        self.keep_alive.append(StorageWeakRef(storage))
+        if len(self.watched) >= self.next_sweep:
+            self._forget_dead_storages()
+        self.watched[storage._cdata] = StorageWeakRef(storage)
         self.cell_of[storage._cdata] = len(self.cells)
         self.cells.append(cell)
         return len(self.cells) - 1
+
+    def _forget_dead_storages(self) -> None:
+        """Lets go of storages that are gone: kept headers, many and small, would fragment the heap."""
+        for address in [a for a, weak in self.watched.items() if weak.expired()]:
+            del self.watched[address]
+            self.cell_of.pop(address, None)
+            self.python_tensors.discard(address)
+        self.next_sweep = 2 * len(self.watched) + SWEEP_AFTER
 
     def _type(self, tensor: torch.Tensor) -> int:
         types = self.tape.types
@@ -362,7 +379,7 @@ def watched_doors(recorder: Recorder) -> Iterator[None]:
                 return made
             if plain_numbers(data):
                 recorder.python_tensors.add(made.untyped_storage()._cdata)
-                recorder.keep_alive.append(StorageWeakRef(made.untyped_storage()))
+                recorder.watched[made.untyped_storage()._cdata] = StorageWeakRef(made.untyped_storage())
             elif isinstance(data, (list, tuple)):
                 recorder.refuse(f"torch.{name}() of a list that holds tensors or arrays (use torch.stack)")
             return made

@@ -17,10 +17,10 @@ from torch import fx
 
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint
-from fxsolve.ir import CONST, FixedPoint, Recurrence, calls, placeholders
+from fxsolve.ir import CONST, FixedPoint, Recurrence, placeholders
 from fxsolve.passes.causality import Proof, prove
-from fxsolve.passes.clean import is_random_target
-probe_bits = lambda *a: None  # TEMP
+from fxsolve.passes.noise import pinned
+from fxsolve.passes.probe import probe_bits
 from fxsolve.passes.slots import fixed_point
 from fxsolve.recurrence import LoweredRecurrence
 from fxsolve.solution import BlockSolution, NotSolved
@@ -117,9 +117,9 @@ class BlockRunner(torch.nn.Module):
     # -- deciding ---------------------------------------------------------------------------------
 
     def decide(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
-        pinned = [n for n in calls(self.block.step) if is_random_target(n.target)]
-        if pinned:
-            return self.sequential(f"{pinned[0]} draws random numbers whose number depends on values ({pinned[0].meta['source']})")
+        drawing = pinned(self.block.step)
+        if drawing:
+            return self.sequential(f"how many random numbers a step draws depends on values: {drawing[0]}")
         found = fixed_point(self.block)
         if isinstance(found, FixedPoint):
             return self.decide_fixed_point(found, initial, stacked, consts)
@@ -167,7 +167,7 @@ class BlockRunner(torch.nn.Module):
         reason = lowered.head_differs(noisy, stacked, consts, steps)
         if reason is not None:
             return reason
-        return probe_bits(lambda *b: lowered.network(*b, *consts), found, initial, steps)
+        return probe_bits(lambda *b: lowered.network(*b, *consts), found, initial, steps, consts)
 
     def still_proved(self, consts: Tensors) -> bool:
         return all(torch.equal(consts[i], kept) for i, kept in self.kept.items())

@@ -111,6 +111,14 @@ class Tape:
     cells: list[Cell] = field(default_factory=list)
     place: dict[int, tuple[int, int]] = field(default_factory=dict)  # value -> (cell, offset in its storage)
 
+    def intern(self, *symbol: Any) -> int:
+        """The number of a symbol, given by the fields of `Symbol`; quick where it was seen before."""
+        number = self.symbols.index.get(symbol)
+        if number is None:
+            number = self.symbols(Symbol(*symbol))
+            self.symbols.index[symbol] = number
+        return number
+
     def new_value(self, type_id: int, row: int = -1) -> int:
         self.value_type.append(type_id)
         self.value_row.append(row)
@@ -144,7 +152,7 @@ class Tape:
     ) -> int:
         """Adds a row with one result of type `output` and returns its value."""
         types = tuple(self.value_type[v] for v in inputs)
-        symbol = self.symbols(Symbol(target, args, kwargs, types, (output,), False))
+        symbol = self.intern(target, args, kwargs, types, (output,), False)
         return self.append(symbol, inputs, numbers, source)[0]
 
     def type_of(self, value: int) -> TensorType:

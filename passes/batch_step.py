@@ -80,13 +80,18 @@ def _call(b: Batcher, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         return _copy(b, node, env)
     call = Call.bind(node.target, args, kwargs, node.meta["type"])  # type: ignore[arg-type]
     rule = rule_of(node.target, indexed=any(isinstance(a, Index) for a in leaves))
-    found = rule(b, call) if rule else None
+    try:
+        found = rule(b, call) if rule else None
+    except FxsolveError:
+        raise
+    except Exception:  # a rare call that a rule does not foresee: its nodes are dead, and the default always fits
+        found = None
     return default(b, call, args, kwargs) if found is None else found
 
 
 def is_draw(node: fx.Node) -> bool:
     """Whether a call takes from a generator. Attention is tagged random for its dropout, which may be zero."""
-    if node.target is prims.draw:
+    if node.target in (prims.draw, prims.draws):
         return True
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False

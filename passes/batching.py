@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxsolve.errors import FxsolveError
 from fxsolve.ir import TensorType, contiguous_stride
 
 aten = torch.ops.aten
@@ -248,7 +247,7 @@ class Batcher:
         if got is None:
             return TensorType(wanted, contiguous_stride(wanted), type.dtype, type.device)
         if (got.shape, got.dtype) != (wanted, type.dtype):
-            raise FxsolveError(f"batching: {node.format_node()} gave {got}, not {form.value} {type.dtype} {wanted}")
+            raise Misfit(f"{node.format_node()} gave {got}, not {type.dtype} {list(wanted)}")
         return TensorType(got.shape, got.stride, got.dtype, type.device)
 
     def finish(self, node: fx.Node, type: Any, form: Form) -> Any:
@@ -333,6 +332,10 @@ class Batcher:
         if isinstance(fake, list | tuple):
             return tuple(self._type_of(item) for item in fake)
         return None
+
+
+class Misfit(Exception):
+    """What a rule built has not the type that the single step had."""
 
 
 class _NoMeta(Exception):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fxsolve import prims
+from fxsolve.errors import FxsolveError
 from fxsolve.passes.batching import LEAD, Batcher, Call, Index, Value, plain
 
 PROBES = 3  # elements of the random batch on which vmap is compared with the loop
@@ -45,13 +49,16 @@ class Each:
         batched = [flat[k] for k in self.mapped]
         if self.vectorized:
             return torch.func.vmap(one)(*batched)
-        return _stack([one(*elements) for elements in zip(*batched, strict=True)])
+        # Each element in storage of its own: an op may address storage, as as_strided does.
+        return _stack([one(*(e.clone() for e in elements)) for elements in zip(*batched, strict=True)])
 
 
 @functools.cache
 def resolve(name: str) -> Any:
-    """The overload `aten::mm.default` by its name."""
+    """The overload `aten::mm.default`, or the function `prims::take`, by its name."""
     namespace, _, rest = name.partition("::")
+    if namespace == "prims":
+        return getattr(prims, rest)
     packet, _, overload = rest.partition(".")
     return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
 
@@ -70,10 +77,12 @@ def _stack(results: list[Any]) -> Any:
 
 def default(b: Batcher, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The call for each n, behind the lead."""
+    if call.type is None:
+        raise FxsolveError(f"{call.target} gives no tensor: a step with it cannot be batched")
     flat, spec = tree_flatten((args, kwargs))
     mapped = tuple(k for k, a in enumerate(flat) if isinstance(a, Index) or isinstance(a, Value) and not a.fixed)
     ints = tuple(k for k in mapped if isinstance(flat[k], Index))
-    op = f"{call.target.namespace}::{call.target.__name__}"
+    op = f"{getattr(call.target, 'namespace', 'prims')}::{call.target.__name__}"
     in_lead = [b.lead(a) if k in mapped and isinstance(a, Value) else plain(a) for k, a in enumerate(flat)]
     target = each(op, mapped, ints, not ints and _vmap_is_right(op, mapped, flat, spec))
     new_args, new_kwargs = tree_unflatten(in_lead, spec)
@@ -81,17 +90,29 @@ def default(b: Batcher, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _vmap_is_right(op: str, mapped: tuple[int, ...], flat: list[Any], spec: Any) -> bool:
-    """Whether vmap gives what the loop gives on random values."""
+    """Whether vmap knows the op (and would not loop itself) and gives what the loop gives on random values."""
     samples = [_sample(a, k in mapped) for k, a in enumerate(flat)]
     args, kwargs = tree_unflatten(samples, spec)
     try:
         with torch.no_grad():
-            found = each(op, mapped, (), True)(*args, **kwargs)
             wanted = each(op, mapped, (), False)(*args, **kwargs)
+            with _no_fallback():
+                found = each(op, mapped, (), True)(*args, **kwargs)
             torch.testing.assert_close(found, wanted, equal_nan=True)
     except Exception:  # whatever vmap or the op has against it, the loop is the answer
         return False
     return True
+
+
+@contextlib.contextmanager
+def _no_fallback() -> Iterator[None]:
+    """Makes vmap raise for an op that it has no rule for, where it else warns and loops."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)
 
 
 def _sample(argument: Any, batched: bool) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from fxsolve import prims
+from fxsolve.errors import FxsolveError
 from fxsolve.ir import TensorType, contiguous_stride
 from fxsolve.passes.batching import (
     FIXED,
@@ -113,7 +114,7 @@ def along_together(b: Batcher, call: Call) -> Any:
     """Several tensors along one dimension: all folded where that keeps rows together, else all behind the lead."""
     tensors = call.values
     rank = len(call.type.shape)
-    if rank == 0:
+    if rank == 0 or any(v.rank == 0 for name, v in tensors.items() if name != "src"):
         return None
     dim = call["dim"] % rank
     rows = {v.shape[:1] for v in tensors.values()}
@@ -138,6 +139,19 @@ def view_backward(b: Batcher, call: Call) -> Any:
     sizes = list(call["input_sizes"])
     changed = {"grad_output": b.lead(call["grad_output"]), "input_sizes": [b.count, *sizes]}
     return b.value(b.emit_as(call, **changed, dim=call["dim"] % len(sizes) + 1), call.type, LEAD)
+
+
+@rule(aten.as_strided.default, aten.as_strided_copy.default, aten.as_strided_scatter.default)
+def as_strided(b: Batcher, call: Call) -> Any:
+    raise FxsolveError(
+        f"{call.target} addresses storage, which a batch has not: write it as a read or write of a region"
+    )
+
+
+@rule(aten.take.default)
+def take(b: Batcher, call: Call) -> Any:
+    """`x.flatten()[i[n]]` for an x that is the same for all n."""
+    return b.value(b.emit_as(call), call.type, call["index"].form) if call["self"].fixed else None
 
 
 @rule(aten.tril.default, aten.triu.default)

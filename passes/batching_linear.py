@@ -157,6 +157,17 @@ def attention(b: Batcher, call: Call) -> Any:
     return b.values(b.emit_as(call, **changed), call.type, forms)
 
 
+@rule(aten._native_multi_head_attention.default, aten._transformer_encoder_layer_fwd.default)
+def fused_attention(b: Batcher, call: Call) -> Any:
+    """The fused layers of inference work on each sequence of the batch alone, with a mask for all of them."""
+    sequences = {name: v for name, v in call.values.items() if name in ("query", "key", "value", "src")}
+    others = [v for name, v in call.values.items() if name not in sequences]
+    mask = call["mask"]
+    if any(not v.fixed for v in others) or mask is not None and mask.rank != 2:
+        return None
+    return b.finish(b.emit_as(call, **{name: b.fold(v) for name, v in sequences.items()}), call.type, FOLD)
+
+
 @rule(
     aten.convolution.default,
     aten._convolution.default,

@@ -12,7 +12,7 @@ from torch import fx
 
 from fxsolve import prims
 from fxsolve.ir import TensorType
-from fxsolve.passes.batching import FOLD, LEAD, Batcher, Call, Index, Value, aten, index_rule, parameters, rule
+from fxsolve.passes.batching import FOLD, LEAD, Batcher, Call, Form, Index, Value, aten, index_rule, parameters, rule
 
 # Pointwise, though torch does not tag them so.
 POINTWISE = (
@@ -32,13 +32,15 @@ POINTWISE = (
     aten.mish_backward.default,
     aten.log_sigmoid_backward.default,
     aten.log_sigmoid_forward.default,
+    aten.complex.default,
+    aten.polar.default,
+    aten._conj.default,
+    aten._neg_view.default,
 )
 # One operand, and the same shape or layout work whatever the shape is.
 ANY_FORM = (
     aten.detach.default,
     aten.alias.default,
-    aten._to_copy.default,
-    aten.contiguous.default,
     aten.lift_fresh.default,
     aten.lift_fresh_copy.default,
     aten.view_as_real.default,
@@ -57,10 +59,8 @@ def pointwise(b: Batcher, call: Call) -> Any:
     target = _with_tensors(call, operands)
     if target is None:
         return None
-    if _keeps_rows(operands.values(), type.shape):
-        form, placed = FOLD, {n: v.node if v.fixed else b.fold(v) for n, v in call.values.items()}
-    else:
-        form, placed = LEAD, {n: _spread(b, v, len(type.shape)) for n, v in operands.items()}
+    form = FOLD if _keeps_rows(operands.values(), type.shape) else LEAD
+    placed = {name: _placed(b, v, form, len(type.shape)) for name, v in operands.items()}
     dtype = _common_dtype(operands.values())
     for name, operand in operands.items():
         if dtype is not None and _changes_promotion(operand, dtype):
@@ -82,21 +82,28 @@ def _with_tensors(call: Call, operands: dict[str, Value | Index]) -> Any:
 
 
 def _keeps_rows(operands: Iterable[Value | Index], shape: tuple[int, ...]) -> bool:
-    """Whether a pointwise call with this result can work on folded operands, and one of them is folded now."""
-    if not shape or any(isinstance(v, Index) for v in operands):
+    """Whether a pointwise call with this result can work on folded operands, and one of them is folded now.
+
+    A result of one row takes operands of any rank: row n is element n.
+    """
+    if not any(isinstance(v, Value) and v.form is FOLD for v in operands) or not shape:
         return False
-    values = [v for v in operands if isinstance(v, Value)]
-    rows_agree = all(
-        v.rank < len(shape) or v.shape[0] == 1 if v.fixed else v.rank == len(shape) and v.shape[0] == shape[0]
-        for v in values
+    return all(
+        (isinstance(v, Value) and v.fixed and (v.rank < len(shape) or v.shape[0] == 1))
+        or (isinstance(v, Value) and not v.fixed and v.rank == len(shape) and v.shape[0] == shape[0])
+        or (shape[0] == 1 and not (isinstance(v, Value) and v.fixed))
+        for v in operands
     )
-    return rows_agree and any(v.form is FOLD for v in values)
 
 
-def _spread(b: Batcher, operand: Value | Index, rank: int) -> Any:
+def _placed(b: Batcher, operand: Value | Index, form: Form, rank: int) -> Any:
+    """The operand so that it broadcasts against a result of the given rank in the given form."""
+    if isinstance(operand, Value) and form is FOLD and operand.rank == rank and not operand.fixed:
+        return b.fold(operand)
+    behind = rank if form is LEAD else rank - 1
     if isinstance(operand, Value):
-        return b.aligned(operand, rank)
-    return b.emit(aten.reshape.default, operand.node, [b.count, *(1,) * rank]) if rank else operand.node
+        return b.aligned(operand, behind)
+    return b.emit(aten.reshape.default, operand.node, [b.count, *(1,) * behind]) if behind else operand.node
 
 
 def _common_dtype(operands: Iterable[Value | Index]) -> torch.dtype | None:
@@ -141,13 +148,21 @@ def any_form(b: Batcher, call: Call) -> Any:
     return b.finish(b.emit_as(call), call.type, x.form)
 
 
-@rule(aten.clone.default)
+@rule(aten.clone.default, aten._to_copy.default)
 def clone(b: Batcher, call: Call) -> Any:
     """As `any_form`, but a channels-last layout is one of the shape without the lead."""
     x = call["self"]
     if call["memory_format"] in (torch.channels_last, torch.channels_last_3d):
         return b.value(b.emit_as(call, self=b.fold(x)), call.type, FOLD)
     return any_form(b, call)
+
+
+@rule(aten.view_as_complex.default)
+def view_as_complex(b: Batcher, call: Call) -> Value:
+    """Takes the last dimension away, which must not be that of a folded x."""
+    x = call["self"]
+    form = x.form if x.rank > 1 else LEAD
+    return b.value(b.emit_as(call, self=b.to(form, x)), call.type, form)
 
 
 @rule(aten.copy.default)
@@ -277,6 +292,9 @@ ALONG: dict[Any, tuple[str, ...]] = {
             aten.linalg_vector_norm.default,
             aten.norm.ScalarOpt_dim,
             aten.norm.ScalarOpt_dim_dtype,
+            aten._fft_c2c.default,
+            aten._fft_r2c.default,
+            aten._fft_c2r.default,
             aten.count_nonzero.dim_IntList,
             aten.count_nonzero.default,
         ),

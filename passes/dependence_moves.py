@@ -35,7 +35,7 @@ def plane(call: Call, fact: Any, of: str) -> Any:
         return torch.zeros(()).expand(fact.index.shape) if fact.known is None else fact.known.float()
     if isinstance(fact, Concrete):
         return none(fact.value.shape) if of == "index" else known_of_masks(call, fact)
-    if type(fact) in (list, tuple):
+    if isinstance(fact, (list, tuple)) and any(isinstance(each, (Dependence, Concrete)) for each in fact):
         return [plane(call, each, of) for each in fact]
     return fact
 

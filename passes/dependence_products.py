@@ -78,8 +78,15 @@ def matrices(call: Call, a: Any, b: Any) -> Dependence:
         parts.append(contract(left, None if nonzero_b is None else nonzero_b.transpose(1, 2)).expand(shape))
     if isinstance(b, Dependence):
         parts.append(contract(right, nonzero_a).transpose(1, 2).expand(shape))
-    sign = nonzero_a is not None or nonzero_b is not None or signed(a, b)
-    return Dependence(maximum(shape, *parts), signed=sign)
+    return Dependence(maximum(shape, *parts), signed=signed(a, b) or _without_terms(nonzero_a, nonzero_b))
+
+
+def _without_terms(nonzero_a: Tensor | None, nonzero_b: Tensor | None) -> bool:
+    """Whether some result may be a sum of nothing but masked terms, a zero of either sign (one live term decides it)."""
+    if nonzero_a is not None and nonzero_b is not None:
+        return True
+    lines = [pattern.any(dim) for pattern, dim in ((nonzero_a, 2), (nonzero_b, 1)) if pattern is not None]
+    return not all(bool(line.all()) for line in lines)
 
 
 def _nonzero(zeros: Tensor | None) -> Tensor | None:

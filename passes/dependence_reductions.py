@@ -42,8 +42,13 @@ def reduced(call: Call, x: Any, *args: Any, **__: Any) -> Any:
     dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
     index = largest(x.index, dims, bool(call.argument("keepdim", False))) if rank else x.index
     name = call.node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
-    found = Dependence(index, signed=x.signed and name not in _UNSIGNED.split())
+    found = Dependence(index, signed=x.signed and name not in _UNSIGNED.split() and not _live(x, dims))
     return (found,) * len(call.type) if isinstance(call.type, tuple) else found
+
+
+def _live(x: Dependence, dims: list[int]) -> bool:
+    """Whether each line along `dims` has an element that is not masked: that decides the sign of a sum's zero."""
+    return x.known is not None and bool((x.known != ZERO).any(dims).all())
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")

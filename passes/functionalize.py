@@ -49,12 +49,27 @@ class Content:
         return len(self.history) - 1
 
 
+@dataclass(frozen=True)
+class Twin:
+    """An in-place call as a functional one: the input that it mutates, and what it hands to its twin (None: a copy)."""
+
+    target: int
+    op: Any
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    tensors: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+
 class Functionalizer:
     def __init__(self, tape: Tape) -> None:
         self.old = tape
         self.new = Tape(types=tape.types, sources=tape.sources)
         self.value: dict[int, int] = {}
         self.content: dict[int, Content] = {}
+        self.twins: dict[int, Twin] = {}
+        self.twin_symbols: dict[Any, int] = {}
+        self.same_symbol: dict[int, int] = {}
         self.known_types: dict[Any, tuple[int, ...]] = {}
         self.row = 0
 
@@ -80,10 +95,14 @@ class Functionalizer:
             return  # who uses it reads the region as it is then
         inputs = tuple([self.read(v) for v in old.inputs[row]])
         types = tuple([new.value_type[v] for v in inputs])
-        if types != symbol.inputs:
+        if types == symbol.inputs:
+            number = self.same_symbol.get(old.symbol[row])
+            if number is None:
+                number = self.same_symbol[old.symbol[row]] = new.symbols(symbol)
+        else:
             outputs = self.result_types(symbol.target, symbol.args, symbol.kwargs, types, old.numbers[row])
-            symbol = Symbol(symbol.target, symbol.args, symbol.kwargs, types, outputs, symbol.listed)
-        values = new.append(new.symbols(symbol), inputs, old.numbers[row], old.source[row])
+            number = new.intern(symbol.target, symbol.args, symbol.kwargs, types, outputs, symbol.listed)
+        values = new.append(number, inputs, old.numbers[row], old.source[row])
         for i, value in enumerate(values):
             self.define(old.first[row] + i, value)
 
@@ -138,7 +157,7 @@ class Functionalizer:
         kind = self.old.types.items[type_id]
         start = place[1] - self.old.cells[place[0]].offset
         strides = [s * content.owner.itemsize for s in kind.stride]
-        return np.lib.stride_tricks.as_strided(content.owner[start:], kind.shape, strides)
+        return np.ndarray(kind.shape, content.owner.dtype, content.owner, start * content.owner.itemsize, strides)
 
     def read_region(self, content: Content, place: tuple[int, int], type_id: int, last: int) -> int:
         base = content.history[last]
@@ -152,51 +171,64 @@ class Functionalizer:
     # -- writes -----------------------------------------------------------------------------------
 
     def write_row(self, symbol: Symbol) -> None:
-        """In-place call --> functional call, then a write of each region that it mutates."""
-        old, row = self.old, self.row
-        handles = old.inputs[row]
-        targets = mutated_arguments(symbol)
-        holes = list(handles)
-        named = {}
-        template = bind(symbol)
-        for name in targets:
-            named[name] = first_hole(template[name], holes, template, name)
-        if len(named) != 1:
-            raise CaptureError(f"{symbol.name} writes {len(named)} tensors at once: {self.where()}")
-        (name, handle), = named.items()
-        kind = old.type_of(handle)
-        value = self.functional_value(symbol, name, kind)
-        self.store(handle, value)
-
-    def functional_value(self, symbol: Symbol, target: str, kind: TensorType) -> int:
-        old, new, row = self.old, self.new, self.row
-        inputs = [self.read(v) for v in old.inputs[row]]
-        base = symbol.name.split(".")[0]
-        if base == "copy_":
-            return self.converted(inputs[1], kind)
-        if base in ("fill_", "zero_"):
-            return self.filled(symbol, kind, inputs)
-        twin = functional_twin(symbol.target)
+        """In-place call --> functional call, then a write of the region that it mutates."""
+        number = self.old.symbol[self.row]
+        twin = self.twins.get(number)
         if twin is None:
-            raise CaptureError(f"{symbol.name} has no functional twin: {self.where()}")
+            twin = self.twins[number] = self.twin_of(symbol)
+        handle = self.old.inputs[self.row][twin.target]
+        self.store(handle, self.functional_value(symbol, twin, self.old.type_of(handle)))
+
+    def twin_of(self, symbol: Symbol) -> Twin:
         template = bind(symbol)
-        args, kwargs, used, numbers = [], [], [], []
-        holes, constants = iter(inputs), iter(old.numbers[row])
-        kept = {a.name for a in twin._schema.arguments}
-        for argument, filled in [(n, collect(t, holes, constants)) for n, t in template.items()]:
-            if argument not in kept:
-                continue
-            shape, values, counts = filled
-            used += values
-            numbers += counts
-            if argument in keyword_only(twin):
-                kwargs.append((argument, shape))
+        targets = mutated_arguments(symbol)
+        if len(targets) != 1 or template[targets[0]] is not Mark.TENSOR:
+            raise CaptureError(f"{symbol.name} writes a list of tensors, or several: {self.where()}")
+        before = list(template).index(targets[0])
+        target = sum(count(t, Mark.TENSOR) for t in list(template.values())[:before])
+        base = symbol.name.split(".")[0]
+        if base in ("copy_", "fill_", "zero_"):
+            return Twin(target, None)
+        op = functional_twin(symbol.target)
+        if op is None:
+            raise CaptureError(f"{symbol.name} has no functional twin: {self.where()}")
+        kept = {a.name for a in op._schema.arguments}
+        args, kwargs, tensors, numbers = [], [], [], []
+        tensor, number = 0, 0
+        for name, shape in template.items():
+            has, counts = count(shape, Mark.TENSOR), count(shape, Mark.INT) + count(shape, Mark.FLOAT)
+            if name in kept:
+                tensors += range(tensor, tensor + has)
+                numbers += range(number, number + counts)
+                if name in keyword_only(op):
+                    kwargs.append((name, shape))
+                else:
+                    args.append(shape)
+            tensor, number = tensor + has, number + counts
+        return Twin(target, op, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
+
+    def functional_value(self, symbol: Symbol, twin: Twin, kind: TensorType) -> int:
+        """What the call writes, computed by its functional twin, in the type of the region."""
+        old, new, row = self.old, self.new, self.row
+        if twin.op is None:
+            inputs = old.inputs[row]
+            if len(inputs) > 1:
+                return self.converted(self.read(inputs[1]), kind)
+            return self.filled(symbol, kind)
+        used = tuple([self.read(old.inputs[row][i]) for i in twin.tensors])
+        given = old.numbers[row]
+        numbers = tuple([given[i] for i in twin.numbers])
+        types = tuple([new.value_type[v] for v in used])
+        key = (old.symbol[row], types, given)
+        number = self.twin_symbols.get(key)
+        if number is None:
+            if torch.Tag.nondeterministic_seeded in twin.op.tags:
+                out = new.types(kind)  # a draw takes from the generator what its own shape and strides ask for
             else:
-                args.append(shape)
-        types = tuple(new.value_type[v] for v in used)
-        (out,) = self.result_types(twin, args, kwargs, types, numbers)
-        result = new.call(twin, tuple(args), out, tuple(used), tuple(numbers), old.source[row], tuple(kwargs))
-        return self.converted(result, kind)
+                (out,) = self.result_types(twin.op, twin.args, twin.kwargs, types, numbers)
+            number = self.twin_symbols[key] = new.intern(twin.op, twin.args, twin.kwargs, types, (out,), False)
+        (value,) = new.append(number, used, numbers, old.source[row])
+        return self.converted(value, kind)
 
     def result_types(self, target: Any, args: Any, kwargs: Any, types: tuple[int, ...], numbers: Any) -> tuple[int, ...]:
         """The types that a call gives for inputs whose strides or dtype are not those that were recorded."""
@@ -217,9 +249,7 @@ class Functionalizer:
             self.known_types[key] = known
         return known
 
-    def filled(self, symbol: Symbol, kind: TensorType, inputs: list[int]) -> int:
-        if len(inputs) == 2:
-            return self.converted(inputs[1], kind)
+    def filled(self, symbol: Symbol, kind: TensorType) -> int:
         numbers = self.old.numbers[self.row]
         mark = Mark.FLOAT if numbers and isinstance(numbers[0], float) else Mark.INT
         number = numbers[0] if numbers else 0
@@ -233,6 +263,8 @@ class Functionalizer:
     def converted(self, value: int, kind: TensorType) -> int:
         """The value in the dtype, device and shape of the region that it is written to."""
         have = self.new.type_of(value)
+        if have is kind:
+            return value
         source = self.old.source[self.row]
         if (have.dtype, have.device) != (kind.dtype, kind.device):
             have = TensorType(have.shape, have.stride, kind.dtype, kind.device)
@@ -324,33 +356,10 @@ def bind(symbol: Symbol) -> dict[str, Any]:
     return named | dict(symbol.kwargs)
 
 
-def first_hole(template: Any, holes: list[int], templates: dict[str, Any], name: str) -> int:
-    position = 0
-    for other, shape in templates.items():
-        if other == name:
-            break
-        position += count_tensors(shape)
-    if template is not Mark.TENSOR:
-        raise CaptureError(f"an in-place call on a list of tensors ({name})")
-    return holes[position]
-
-
-def count_tensors(template: Any) -> int:
-    if template is Mark.TENSOR:
+def count(template: Any, mark: Mark) -> int:
+    if template is mark:
         return 1
-    return sum(map(count_tensors, template)) if type(template) is tuple else 0
-
-
-def collect(template: Any, holes: Any, constants: Any) -> tuple[Any, list[int], list[Any]]:
-    """A template with the values and numbers that fill it."""
-    if template is Mark.TENSOR:
-        return template, [next(holes)], []
-    if template is Mark.INT or template is Mark.FLOAT:
-        return template, [], [next(constants)]
-    if type(template) is tuple:
-        parts = [collect(t, holes, constants) for t in template]
-        return template, [v for p in parts for v in p[1]], [n for p in parts for n in p[2]]
-    return template, [], []
+    return sum([count(t, mark) for t in template]) if type(template) is tuple else 0
 
 
 @lru_cache(maxsize=None)

@@ -15,7 +15,7 @@ from torch import fx
 from fxsolve import prims
 from fxsolve.ir import INDEX, STACKED, Program, Recurrence, calls, placeholders
 from fxsolve.passes.graphs import copy_nodes, placeholder_like
-from fxsolve.passes.noise import separate_noise
+from fxsolve.passes.noise import pinned, separate_noise
 from fxsolve.passes.slots import stack_type
 
 NAME = "hoist noise"
@@ -38,8 +38,8 @@ def hoist(graph: fx.Graph, call: fx.Node, block: Recurrence) -> Recurrence:
     """Moves one block's draws in front of its call."""
     step = separate_noise(block.step)
     drawn = [n for n in calls(step) if n.target is prims.draw and not n.all_input_nodes]
-    if not drawn:
-        return block
+    if not drawn or pinned(step):
+        return block  # draws must not move past one that stays
     with graph.inserting_before(call):
         specs = tuple(n.args for n in drawn)
         noise = graph.call_function(prims.draws, (block.length, specs))
