@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 import fxsolve.passes.batching_index  # importing them registers their rules
 import fxsolve.passes.batching_linear
@@ -54,7 +55,7 @@ def _device_of(graph: fx.Graph) -> torch.device:
 def _placeholder(b: Batcher, node: fx.Node, batched: bool, fold: bool) -> Any:
     new = b.graph.placeholder(node.name)
     new.meta.update(node.meta)
-    type = node.meta.get("type")
+    type: Any = node.meta.get("type")
     if not batched:
         return Value(new, type, FIXED) if isinstance(type, TensorType) else new
     if node.name.startswith(INDEX):
@@ -67,7 +68,8 @@ def _placeholder(b: Batcher, node: fx.Node, batched: bool, fold: bool) -> Any:
 
 
 def _call(b: Batcher, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
+    args: Any = fx.map_arg(node.args, lambda n: env[n])
+    kwargs: Any = fx.map_arg(node.kwargs, lambda n: env[n])
     if node.target is getitem and isinstance(args[0], tuple):
         return args[0][args[1]]
     if is_draw(node):
@@ -75,7 +77,7 @@ def _call(b: Batcher, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
         raise FxsolveError(f"{node.format_node()} mutates its inputs: the step must be functional to be batched")
     leaves: list[Any] = []
-    fx.node.map_aggregate((args, kwargs), leaves.append)
+    map_aggregate((args, kwargs), leaves.append)
     if not any(isinstance(a, Index) or isinstance(a, Value) and not a.fixed for a in leaves):
         return _copy(b, node, env)
     call = Call.bind(node.target, args, kwargs, node.meta["type"])  # type: ignore[arg-type]

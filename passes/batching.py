@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from fxsolve.ir import TensorType, contiguous_stride
 
@@ -352,9 +353,9 @@ def _fake(type: Any) -> Any:
 
 def to_meta(argument: Any) -> Any:
     """An argument with every device in it replaced by meta."""
-    return fx.node.map_aggregate(argument, lambda a: torch.device("meta") if isinstance(a, torch.device) else a)
+    return map_aggregate(argument, lambda a: torch.device("meta") if isinstance(a, torch.device) else a)
 
 
 def plain(argument: Any) -> Any:
     """An argument as the graph holds it: values become their nodes."""
-    return fx.node.map_aggregate(argument, lambda a: a.node if isinstance(a, Value | Index) else a)
+    return map_aggregate(argument, lambda a: a.node if isinstance(a, Value | Index) else a)

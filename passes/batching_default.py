@@ -107,12 +107,13 @@ def _vmap_is_right(op: str, mapped: tuple[int, ...], flat: list[Any], spec: Any)
 @contextlib.contextmanager
 def _no_fallback() -> Iterator[None]:
     """Makes vmap raise for an op that it has no rule for, where it else warns and loops."""
-    before = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
+    switch: Any = torch._C
+    before = switch._functorch._is_vmap_fallback_enabled()
+    switch._functorch._set_vmap_fallback_enabled(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_enabled(before)
+        switch._functorch._set_vmap_fallback_enabled(before)
 
 
 def _sample(argument: Any, batched: bool) -> Any:

@@ -171,7 +171,7 @@ def masked_fill(b: Batcher, call: Call) -> Any:
     return b.apply(aten.where.self, call.type, call["mask"], value, call["self"])
 
 
-CONSTANTS = {
+CONSTANTS: dict[Any, int | None] = {
     aten.zeros_like.default: 0,
     aten.empty_like.default: 0,
     aten.new_zeros.default: 0,

@@ -181,7 +181,7 @@ def convolution(b: Batcher, call: Call) -> Any:
 
 
 # Calls on images (batch, channels, ..) that treat each image alone, and the rank with the batch dimension.
-IMAGES = {
+IMAGES: dict[Any, int] = {
     aten.max_pool2d_with_indices.default: 4,
     aten.max_pool3d_with_indices.default: 5,
     aten.avg_pool1d.default: 3,

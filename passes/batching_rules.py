@@ -308,7 +308,7 @@ ALONG: dict[Any, tuple[str, ...]] = {
 }
 
 # Reductions of the whole tensor, and the same along one dimension.
-WHOLE = {
+WHOLE: dict[Any, Any] = {
     aten.sum.default: aten.sum.dim_IntList,
     aten.mean.default: aten.mean.dim,
     aten.prod.default: aten.prod.dim_int,
@@ -330,15 +330,17 @@ def along(b: Batcher, call: Call) -> Any:
     dims = {name: call[name] for name in names}
     if None in dims.values() or [] in dims.values() or x.rank == 0:
         return None if len(dims) > 1 else _along_all(b, call, call.target, names[0])
-    inner = {name: fx.node.map_aggregate(dim, lambda d: d % x.rank) for name, dim in dims.items()}
-    form = FOLD if x.form is FOLD and not any(touches_rows(dim) for dim in inner.values()) else LEAD
-    if form is LEAD:
-        inner = {name: fx.node.map_aggregate(dim, lambda d: d + 1) for name, dim in inner.items()}
+    keeps_rows = 0 not in (d % x.rank for dim in dims.values() for d in (dim if isinstance(dim, Sequence) else [dim]))
+    form = FOLD if x.form is FOLD and keeps_rows else LEAD
+    inner = {name: _behind(form, dim, x.rank) for name, dim in dims.items()}
     return b.finish(b.emit_as(call, **{call.main: b.to(form, x)}, **inner), call.type, form)
 
 
-def touches_rows(dim: int | Sequence[int]) -> bool:
-    return dim == 0 if isinstance(dim, int) else 0 in dim
+def _behind(form: Form, dim: int | Sequence[int], rank: int) -> int | list[int]:
+    """Where a dimension, or each of several, of a value of the given rank is in its batched form."""
+    if isinstance(dim, Sequence):
+        return [d % rank + (form is LEAD) for d in dim]
+    return dim % rank + (form is LEAD)
 
 
 @rule(*WHOLE)
