@@ -10,7 +10,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-import fxsolve.passes.batching_index  # importing them registers their rules
+import fxsolve.passes.batching_backward  # importing them registers their rules
+import fxsolve.passes.batching_index
 import fxsolve.passes.batching_linear
 import fxsolve.passes.batching_rules  # noqa: F401
 from fxsolve import prims

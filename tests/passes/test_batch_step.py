@@ -415,6 +415,38 @@ def test_fused_attention(mask: torch.Tensor | None) -> None:
     check_all_ways(step, rand(2, 4, 8))
 
 
+BACKWARD: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]] = {
+    "layer_norm": (lambda x: F.layer_norm(x, (4,), BIAS), rand(3, 4)),
+    "layer_norm all": (lambda x: F.layer_norm(x, (3, 4)), rand(3, 4)),
+    "group_norm": (lambda x: F.group_norm(x, 2, PAIR), rand(3, 2, 4)),
+    "batch_norm": (lambda x: F.batch_norm(x, PAIR, PAIR**2, PAIR, PAIR), rand(3, 2, 4)),
+    "conv": (lambda x: F.conv2d(x, KERNEL, BIAS, padding=1), rand(3, 2, 5, 5)),
+    "max_pool": (lambda x: F.max_pool2d(x, 2), rand(3, 2, 4, 4)),
+    "max_pool of one image": (lambda x: F.max_pool2d(x, 2), rand(2, 4, 4)),
+    "avg_pool": (lambda x: F.avg_pool2d(x, 2), rand(3, 2, 4, 4)),
+    "adaptive_avg_pool": (lambda x: F.adaptive_avg_pool2d(x, 2), rand(3, 2, 4, 4)),
+    "interpolate": (lambda x: F.interpolate(x, scale_factor=2), rand(3, 2, 4, 4)),
+    "bilinear": (lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"), rand(3, 2, 4, 4)),
+    "reflect": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), rand(3, 2, 4, 4)),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), rand(2, 2, 3, 4)),
+    "softmax": (lambda x: x.softmax(-1) + x.log_softmax(0), rand(3, 4)),
+    "glu": (lambda x: F.glu(x), rand(3, 4)),
+    "views": (lambda x: x[1:, 2] * x.t()[0, 1:] + x.cumsum(0)[:2, 0], rand(3, 4)),
+    "activations": (lambda x: F.gelu(x) + F.silu(x) + F.elu(x) * F.softplus(x) + F.leaky_relu(x), rand(3, 4)),
+}
+
+
+@pytest.mark.parametrize("case", BACKWARD)
+def test_backward(case: str) -> None:
+    """The gradient with respect to the input, for each n."""
+    layer, x = BACKWARD[case]
+
+    def step(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return torch.func.vjp(layer, x)[1](g)[0]
+
+    check_all_ways(step, x, torch.randn_like(layer(x)))
+
+
 COMPLEX: dict[str, Callable[[torch.Tensor], Any]] = {
     "as complex": lambda x: torch.view_as_real(torch.view_as_complex(x) * 1j),
     "complex": lambda x: torch.view_as_real(torch.complex(x[0], x[1]).conj().resolve_conj()),
