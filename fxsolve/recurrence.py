@@ -19,9 +19,9 @@ from fxsolve.bits import same_bits
 from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders
 from fxsolve.passes.batch_step import batch_step
 from fxsolve.passes.split_step import SplitStep, split_step
+from fxsolve.passes.units import unit_step
 from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
-from fxsolve.units import UnitInterpreter
 
 TOLERANCE = 8.0  # units; RNN noise is about one (DESIGN.md section 5)
 CONTRACTION = 0.5
@@ -39,7 +39,7 @@ class Layout:
     order: torch.Tensor  # (block * count,): the step at each place, clipped to the window
     pre: Callable[..., Any]
     core: Callable[..., Any]
-    core_graph: fx.Graph
+    units: Callable[..., Any]
     post: Callable[..., Any]
 
 
@@ -50,6 +50,7 @@ class LoweredRecurrence:
         self.block = block
         self.split: SplitStep = split_step(block)
         self.layouts: dict[tuple[int, int], Layout] = {}
+        self.tables: dict[tuple[int, int, int], list[torch.Tensor]] = {}
         self.carry_types = [n.meta["type"] for n in placeholders(block.step, CARRY)]
         self.continuous = continuous(self.split.core, block.carries)
 
@@ -67,8 +68,17 @@ class LoweredRecurrence:
         core = self.split.core
         if count > 1:
             core = batch_step(core, names(core, CARRY, "u", INDEX), count, fold=True)
+        units = unit_step(core, self.block.carries)
         order = places.clamp(max=length - 1).to(device)
-        return Layout(length, block, count, order, generated(pre), generated(core), core, generated(post))
+        return Layout(length, block, count, order, generated(pre), generated(core), generated(units), generated(post))
+
+    def table(self, low: int, layout: Layout, device: torch.device) -> list[torch.Tensor]:
+        """The index columns of a window in the layout's order; kept, as they never change."""
+        key = (low, layout.length, layout.block)
+        if key not in self.tables:
+            columns = [torch.tensor(c[low : low + layout.length], device=device) for c in self.block.table]
+            self.tables[key] = [c[layout.order] for c in columns]
+        return self.tables[key]
 
     def rows(self, carry: int) -> int:
         """Rows of one block in the folded layout of a carry."""
@@ -109,6 +119,7 @@ class RecurrenceProblem:
         self.device = initial[0].device if initial else (stacked or consts)[0].device if stacked or consts else torch.device("cpu")
         self.steps = 0
         self.residual = 0.0
+        self.violation = math.inf
         self.contraction: float | None = None
         self.pieces: list[list[torch.Tensor]] = []
 
@@ -121,7 +132,7 @@ class RecurrenceProblem:
         natural = layout.count == 1 and length == self.equations
         order = layout.order + low
         self.inputs = [x if natural else x.index_select(0, order) for x in self.stacked]
-        self.table = [self.table_column(c, low, length) for c in lowered.block.table]
+        self.table = lowered.table(low, layout, self.device)
         hoisted = layout.pre(*self.inputs, *self.table, *self.consts)
         self.hoisted = list(hoisted)
         self.folded = [fold(u, layout) for u in hoisted]
@@ -130,9 +141,6 @@ class RecurrenceProblem:
         self.guess: list[torch.Tensor] | None = None
         self.previous_ends: list[torch.Tensor] | None = None
         self.starts = self.spread(self.carry)
-
-    def table_column(self, column: tuple[Any, ...], low: int, length: int) -> torch.Tensor:
-        return torch.tensor(column[low : low + length], device=self.device)[self.layout.order]
 
     def core_index(self, low: int) -> list[list[Any]]:
         """For each call of the core the index constants: numbers in order, tensors of one number a block in parallel."""
@@ -216,7 +224,7 @@ class RecurrenceProblem:
         before = self.states[-2] if self.layout.block > 1 else self.starts
         last = self.layout.block - 1
         inputs = [*before, *[u[last] for u in self.folded], *self.index[last], *self.consts]
-        bounds = UnitInterpreter(self.layout.core_graph).unit(inputs, self.lowered.block.carries)
+        bounds = self.layout.units(*inputs)
         residual, survived, disturbed = 0.0, 0.0, math.inf
         for k, end in enumerate(ends):
             rows = self.lowered.rows(k)
@@ -225,12 +233,12 @@ class RecurrenceProblem:
             survived = max(survived, worst((end - self.previous_ends[k]).abs(), unit))
             change = (self.middle[k] - self.guess[k]).abs() / unit
             disturbed = min(disturbed, float(change.reshape(self.layout.count, -1).amax(0).min()))
-        self.residual = max(self.residual, residual)
         ratio = survived / disturbed if disturbed > 0 else math.inf
         self.contraction = ratio
+        self.violation = residual
         good = residual <= TOLERANCE and ratio < CONTRACTION
-        if not good:
-            self.residual = residual
+        if good:
+            self.residual = max(self.residual, residual)
         return good
 
     def agreeing_blocks(self, expected: list[torch.Tensor], used: list[torch.Tensor]) -> int:
@@ -244,7 +252,7 @@ class RecurrenceProblem:
     def why_not(self) -> str:
         contraction = "unknown" if self.contraction is None else f"{self.contraction:.2g}"
         return (
-            f"the boundaries of the blocks differ by {self.residual:.3g} rounding units (8 are allowed) and a change at a "
+            f"the boundaries of the blocks differ by {self.violation:.3g} rounding units (8 are allowed) and a change at a "
             f"block's start survives to its end by a factor of {contraction} (below 0.5 is needed)"
         )
 

@@ -13,60 +13,52 @@ large one.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxsolve.ir import CARRY
+from fxsolve.ir import CARRY, TensorType, results
 
 aten = torch.ops.aten
-Bound = torch.Tensor | None  # None: exact
+NAME = "units"
 
 
-class UnitInterpreter(fx.Interpreter):
-    """Runs a step graph and the error bounds beside it."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        super().__init__(fx.GraphModule({}, graph))
-        self.bounds: dict[fx.Node, Any] = {}
-
-    def unit(self, inputs: Sequence[Any], carries: int) -> list[torch.Tensor]:
-        """E of the first `carries` results for the given inputs."""
-        out = self.run(*inputs)
-        (node,) = [n for n in self.graph.nodes if n.op == "output"]
-        return [bound_of(self.bounds.get(n), v) for n, v in list(zip(node.args[0], out, strict=True))[:carries]]
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op == "placeholder":
-            exact = not n.name.startswith(CARRY) or not isinstance(value, torch.Tensor) or not value.is_floating_point()
-            self.bounds[n] = None if exact else value.abs()
-        elif n.op == "call_function":
-            self.bounds[n] = self.bound(n, value)
-        return value
-
-    def bound(self, n: fx.Node, value: Any) -> Any:
-        bounds = fx.map_arg(n.args, lambda m: self.bounds.get(m))
-        if not any(self.bounds.get(m) is not None for m in n.all_input_nodes):
-            return None
-        args = fx.map_arg(n.args, lambda m: self.env_value(m))
-        rule = RULES.get(n.target)
-        if rule is None:
-            return value.abs() if isinstance(value, torch.Tensor) and value.is_floating_point() else None
-        return rule(value, args, bounds, n)
-
-    def env_value(self, node: fx.Node) -> Any:
-        return self.env[node]
-
-    def run(self, *args: Any, initial_env: Any = None, enable_io_processing: bool = True) -> Any:
-        self.garbage_collect_values = False
-        return super().run(*args, initial_env=initial_env, enable_io_processing=enable_io_processing)
+def unit_step(graph: fx.Graph, carries: int) -> fx.Graph:
+    """A graph with the placeholders of a step that returns E of its first `carries` results."""
+    out = fx.Graph()
+    values: dict[fx.Node, fx.Proxy] = {}
+    bounds: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = fx.Proxy(out.placeholder(node.name))
+            stateful = node.name.startswith(CARRY) and floating(node)
+            bounds[node] = values[node].abs() if stateful else None
+        elif node.op == "call_function":
+            values[node] = fx.Proxy(out.node_copy(node, lambda n: values[n].node))
+            bounds[node] = bound(node, values, bounds)
+    wanted = [bounds[n] if bounds[n] is not None else values[n].abs() for n in results(graph)[:carries]]
+    out.output(tuple(w.node for w in wanted))
+    out.eliminate_dead_code()
+    return out
 
 
-def bound_of(bound: Bound, value: torch.Tensor) -> torch.Tensor:
-    return value.abs() if bound is None else bound
+def bound(node: fx.Node, values: dict[fx.Node, fx.Proxy], bounds: dict[fx.Node, Any]) -> Any:
+    """E of a call's result (a proxy, or None for exact)."""
+    if all(bounds[n] is None for n in node.all_input_nodes):
+        return None
+    args = fx.map_arg(node.args, lambda n: values[n])
+    inner = fx.map_arg(node.args, lambda n: bounds[n])
+    rule = RULES.get(node.target)
+    if rule is not None:
+        return rule(values[node], args, inner, node)
+    return values[node].abs() if floating(node) else None
+
+
+def floating(node: fx.Node) -> bool:
+    kind = node.meta.get("type")
+    return isinstance(kind, TensorType) and kind.dtype.is_floating_point
 
 
 Rule = Callable[[Any, Any, Any, fx.Node], Any]
@@ -83,11 +75,11 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 def zero(bound: Any) -> Any:
-    return 0.0 if bound is None or not isinstance(bound, torch.Tensor) else bound
+    return bound if isinstance(bound, fx.Proxy) else 0.0
 
 
 def size(value: Any) -> Any:
-    return value.abs() if isinstance(value, torch.Tensor) else abs(value)
+    return value.abs() if isinstance(value, fx.Proxy) else abs(value)
 
 
 @rule(aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.add.Scalar, aten.sub.Scalar)
@@ -117,7 +109,7 @@ def _addmm(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
     return alpha * product(args[1], args[2], bounds[1], bounds[2]) + beta * (size(args[0]) + zero(bounds[0]))
 
 
-def product(a: torch.Tensor, b: torch.Tensor, bound_a: Bound, bound_b: Bound) -> torch.Tensor:
+def product(a: Any, b: Any, bound_a: Any, bound_b: Any) -> Any:
     out = (a.abs() + zero(bound_a)) @ b.abs()
     return out if bound_b is None else out + a.abs() @ bound_b
 
