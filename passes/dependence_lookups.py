@@ -82,14 +82,15 @@ def index(call: Call, x: Any, indices: Any) -> Any:
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
-def scatter(call: Call, x: Any, dim: int, indices: Any, source: Any, *_: Any, **__: Any) -> Any:
+def scatter(call: Call, x: Any, dim: int, indices: Any, source: Any, *reduction: Any, **named: Any) -> Any:
     """A copy of x with elements replaced: each depends on x, and on what may be written along its line."""
     inner = index_of(source)
     # A scatter reads the leading part of its source; a number is written everywhere.
     inner = inner[tuple(map(slice, shape_of(indices)))] if inner.dim() else inner.expand(shape_of(indices))
     if isinstance(indices, Concrete):
         places = call.mask(indices)
-        found = index_of(x).clone(memory_format=torch.contiguous_format)
+        replaces = call.node.target._schema.name == "aten::scatter" and not (reduction or named)  # type: ignore[union-attr]
+        found = index_of(x).scatter(dim, places, -1.0) if replaces else index_of(x)
         return Dependence(found.scatter_reduce(dim, places, inner, "amax"), signed=signed(x, source))
     if _cut(none(call.shape), shape_of(indices), dim).shape != none(call.shape).shape:
         return None
@@ -98,7 +99,7 @@ def scatter(call: Call, x: Any, dim: int, indices: Any, source: Any, *_: Any, **
 
 
 @rule("index_put")
-def index_put(call: Call, x: Any, indices: Any, values: Any, *_: Any) -> Any:
+def index_put(call: Call, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """x with values written at concrete places: each element depends on x and on what is written there."""
     if not all(each is None or isinstance(each, Concrete) for each in indices):
         return None
@@ -107,7 +108,10 @@ def index_put(call: Call, x: Any, indices: Any, values: Any, *_: Any) -> Any:
     written[places] = index_of(values)
     if bool((written[places] != index_of(values)).any()):
         return None  # several different writes to one place
-    return Dependence(maximum(call.shape, index_of(x), written), signed=signed(x, values))
+    before = index_of(x).clone(memory_format=torch.contiguous_format)
+    if not accumulate:
+        before[places] = -1.0
+    return Dependence(maximum(call.shape, before, written), signed=signed(x, values))
 
 
 @rule("index_add", "index_copy")

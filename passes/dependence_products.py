@@ -82,7 +82,7 @@ def matrices(call: Call, a: Any, b: Any) -> Dependence:
 
 
 def _without_terms(nonzero_a: Tensor | None, nonzero_b: Tensor | None) -> bool:
-    """Whether some result may be a sum of nothing but masked terms, a zero of either sign (one live term decides it)."""
+    """Whether some result may be a sum of masked terms only, a zero of either sign (one live term decides it)."""
     if nonzero_a is not None and nonzero_b is not None:
         return True
     lines = [pattern.any(dim) for pattern, dim in ((nonzero_a, 2), (nonzero_b, 1)) if pattern is not None]

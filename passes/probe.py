@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from fxsolve.bits import same_bits
 from fxsolve.ir import CONST, INDEX, FixedPoint, Slots, placeholders
-from fxsolve.passes.causality import reads
+from fxsolve.passes.causality_head import reads
 from fxsolve.prims import SlotView
 
 name = "probe"
