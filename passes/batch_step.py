@@ -11,13 +11,16 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 import fxsolve.passes.batching_backward  # importing them registers their rules
+import fxsolve.passes.batching_dims
 import fxsolve.passes.batching_index
 import fxsolve.passes.batching_linear
-import fxsolve.passes.batching_rules  # noqa: F401
+import fxsolve.passes.batching_pointwise
+import fxsolve.passes.batching_views  # noqa: F401
 from fxsolve import prims
 from fxsolve.errors import FxsolveError
 from fxsolve.ir import INDEX, TensorType, contiguous_stride, results
-from fxsolve.passes.batching import FIXED, FOLD, LEAD, Batcher, Call, Index, Value, plain, rule_of
+from fxsolve.passes.batcher import Batcher
+from fxsolve.passes.batching import FIXED, FOLD, LEAD, Call, Index, Value, plain, rule_of
 from fxsolve.passes.batching_default import default
 
 

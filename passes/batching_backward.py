@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxsolve.passes.batching import FOLD, LEAD, Batcher, Call, aten, rule
+from fxsolve.passes.batcher import Batcher
+from fxsolve.passes.batching import FOLD, LEAD, Call, aten, rule
 
 PARAMETERS = ("weight", "bias", "gamma", "running_mean", "running_var", "save_mean", "save_invstd")
 

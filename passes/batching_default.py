@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxsolve import prims
 from fxsolve.errors import FxsolveError
-from fxsolve.passes.batching import LEAD, Batcher, Call, Index, Value, plain
+from fxsolve.passes.batcher import Batcher
+from fxsolve.passes.batching import LEAD, Call, Index, Value, plain
 
 PROBES = 3  # elements of the random batch on which vmap is compared with the loop
 

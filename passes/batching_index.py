@@ -10,11 +10,11 @@ from torch import fx
 from fxsolve import prims
 from fxsolve.errors import FxsolveError
 from fxsolve.ir import TensorType, contiguous_stride
+from fxsolve.passes.batcher import Batcher
 from fxsolve.passes.batching import (
     FIXED,
     FOLD,
     LEAD,
-    Batcher,
     Call,
     Index,
     Value,
@@ -22,8 +22,9 @@ from fxsolve.passes.batching import (
     index_rule,
     rule,
 )
+from fxsolve.passes.batching_dims import along
+from fxsolve.passes.batching_pointwise import pointwise
 from fxsolve.passes.batching_regions import read_each, span, write_each
-from fxsolve.passes.batching_rules import along, pointwise
 
 
 @rule(aten.embedding.default)
@@ -152,13 +153,6 @@ def as_strided(b: Batcher, call: Call) -> Any:
 def take(b: Batcher, call: Call) -> Any:
     """`x.flatten()[i[n]]` for an x that is the same for all n."""
     return b.value(b.emit_as(call), call.type, call["index"].form) if call["self"].fixed else None
-
-
-@rule(aten.tril.default, aten.triu.default)
-def triangle(b: Batcher, call: Call) -> Any:
-    x = call["self"]
-    form = x.form if x.rank > 2 else LEAD
-    return b.value(b.emit_as(call, self=b.to(form, x)), call.type, form)
 
 
 @rule(aten.masked_fill.Tensor)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fxsolve.ir import TensorType, contiguous_stride
-from fxsolve.passes.batching import FIXED, FOLD, LEAD, Batcher, Call, Value, aten, rule
+from fxsolve.passes.batcher import Batcher
+from fxsolve.passes.batching import FIXED, FOLD, LEAD, Call, Value, aten, rule
 
 
 @rule(aten.mm.default)
@@ -222,13 +223,6 @@ def _images(b: Batcher, call: Call, rank: int) -> Any:
         return None
     form = FOLD if x.rank == rank else LEAD
     return b.finish(b.emit_as(call, **{call.main: b.to(form, x)}), call.type, form)
-
-
-@rule(aten.constant_pad_nd.default)
-def constant_pad(b: Batcher, call: Call) -> Value:
-    x = call["self"]
-    form = FOLD if x.form is FOLD and len(call["pad"]) < 2 * x.rank else LEAD
-    return b.value(b.emit_as(call, self=b.to(form, x)), call.type, form)
 
 
 @rule(aten.native_layer_norm.default, aten._fused_rms_norm.default)
