@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from fxsolve.bits import same_bits
-from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders
+from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders, results
+from fxsolve.passes.absorb import absorb
 from fxsolve.passes.batch_step import batch_step
 from fxsolve.passes.split_step import SplitStep, split_step
 from fxsolve.passes.units import unit_step
@@ -47,11 +48,14 @@ class LoweredRecurrence:
     """A recurrence and its generated code, kept per layout."""
 
     def __init__(self, block: Recurrence) -> None:
-        self.block = block
+        self.block = block = replace(block, step=absorb(block.step))
         self.split: SplitStep = split_step(block)
         self.layouts: dict[tuple[int, int], Layout] = {}
         self.tables: dict[tuple[int, int, int], list[torch.Tensor]] = {}
         self.carry_types = [n.meta["type"] for n in placeholders(block.step, CARRY)]
+        returned = results(self.split.core)[block.carries :]
+        self.extra_types = [n.meta["type"] for n in returned]
+        self.output_types = [n.meta["type"] for n in results(block.step)[block.carries :]]
         self.continuous = continuous(self.split.core, block.carries)
 
     def layout(self, length: int, block: int, device: torch.device) -> Layout:
@@ -261,42 +265,58 @@ class RecurrenceProblem:
     def close(self) -> int:
         """The window is final: keep its outputs, and its last state for the next window."""
         layout, lowered = self.layout, self.lowered
-        last = layout.length - 1
-        block, place = divmod(last, layout.block)
-        stacks = [unfold([s[k] for s in self.states], t, layout) for k, t in enumerate(lowered.carry_types)]
-        extra_types = [n.meta["type"] for n in extra_nodes(lowered)]
-        extras = [unfold([e[k] for e in self.extras], t, layout) for k, t in enumerate(extra_types)]
-        outputs = self.outputs(stacks, extras)
-        self.pieces.append([o[:, :].permute(1, 0, *range(2, o.dim())).reshape(-1, *o.shape[2:])[: layout.length] for o in outputs])
+        block, place = divmod(layout.length - 1, layout.block)
+        self.pieces.append(self.outputs())
         final = []
         for k, kind in enumerate(lowered.carry_types):
-            rows = lowered.rows(k)
             value = self.states[place][k]
-            value = value if layout.count == 1 else value[block * rows : (block + 1) * rows]
-            final.append(value.reshape(kind.shape) if layout.count > 1 else value)
+            if layout.count > 1:
+                rows = lowered.rows(k)
+                value = value[block * rows : (block + 1) * rows].reshape(kind.shape).clone()
+            final.append(value)
         self.carry = final
         return self.high
 
-    def outputs(self, stacks: list[torch.Tensor], extras: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The stacked outputs in (C, N) layout."""
-        layout, lowered = self.layout, self.lowered
+    def outputs(self) -> list[torch.Tensor]:
+        """The stacked outputs of the window, in the order of its steps."""
+        lowered = self.lowered
         kinds = lowered.split.outputs
-        post: Sequence[torch.Tensor] = ()
-        if any(kind == "post" for kind, _ in kinds):
-            before = []
-            for k, stack in enumerate(stacks):
-                start = self.starts[k].reshape(1, layout.count, *lowered.carry_types[k].shape)
-                before.append(torch.cat([start, stack[:-1]]))
-            lead = [flat(v) for v in [*before, *stacks, *extras]]
-            post = layout.post(*lead, *self.hoisted, *self.table, *self.consts)
-        made = {"carry": stacks, "extra": extras, "pre": self.hoisted, "post": post}
+        post = self.readout() if any(kind == "post" for kind, _ in kinds) else ()
+        made = {"pre": self.hoisted, "post": post}
         out = []
         for kind, number in kinds:
-            value = made[kind][number]
-            if kind in ("pre", "post"):
-                value = value.reshape(layout.block, layout.count, *value.shape[1:])
-            out.append(value)
+            if kind == "carry":
+                out.append(self.in_order([s[number] for s in self.states], lowered.carry_types[number]))
+            elif kind == "extra":
+                out.append(self.in_order([e[number] for e in self.extras], lowered.extra_types[number]))
+            else:
+                value = made[kind][number]
+                rows = [value[j * self.layout.count : (j + 1) * self.layout.count] for j in range(self.layout.block)]
+                whole = self.layout.count == 1
+                out.append(value if whole else self.in_order(rows, lowered.output_types[len(out)]))
         return out
+
+    def in_order(self, values: list[torch.Tensor], kind: TensorType) -> torch.Tensor:
+        """The C results of a sweep, (N*S0, ..) each, as (T, *S)."""
+        layout = self.layout
+        if layout.count == 1:
+            return torch.stack(values)
+        first = values[0]
+        out = torch.empty((layout.count, layout.block, *kind.shape), dtype=first.dtype, device=first.device)
+        for j, value in enumerate(values):
+            out[:, j].copy_(value.view(layout.count, *kind.shape))
+        return out.view(-1, *kind.shape)[: layout.length]
+
+    def readout(self) -> Sequence[torch.Tensor]:
+        """What the steps return that their state does not need, for all steps at once."""
+        layout, lowered = self.layout, self.lowered
+        shape = (layout.block * layout.count,)
+        before = [[start, *[s[k] for s in self.states[:-1]]] for k, start in enumerate(self.starts)]
+        after = [[s[k] for s in self.states] for k in range(len(self.starts))]
+        extras = [[e[k] for e in self.extras] for k in range(len(lowered.extra_types))]
+        kinds = [*lowered.carry_types, *lowered.carry_types, *lowered.extra_types]
+        lead = [torch.stack(v).view(*shape, *t.shape) for v, t in zip([*before, *after, *extras], kinds, strict=True)]
+        return layout.post(*lead, *self.hoisted, *self.table, *self.consts)
 
     def finish(self) -> tuple[tuple[torch.Tensor, ...], str]:
         outputs = [p[0] if len(p) == 1 else torch.cat(p) for p in zip(*self.pieces, strict=True)]
@@ -324,20 +344,6 @@ def fold(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     if not shape:
         return value.reshape(layout.block, layout.count)
     return value.reshape(layout.block, layout.count * shape[0], *shape[1:])
-
-
-def unfold(values: list[torch.Tensor], kind: TensorType, layout: Layout) -> torch.Tensor:
-    """The C results of a sweep as (C, N, *S)."""
-    return torch.stack(values).reshape(layout.block, layout.count, *kind.shape)
-
-
-def flat(value: torch.Tensor) -> torch.Tensor:
-    return value.reshape(-1, *value.shape[2:])
-
-
-def extra_nodes(lowered: LoweredRecurrence) -> list[fx.Node]:
-    (out,) = [n for n in lowered.split.core.nodes if n.op == "output"]
-    return list(out.args[0])[lowered.block.carries :]
 
 
 def perturbed(state: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,8 @@ from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
 
 Tensors = Sequence[torch.Tensor]
-BLOCKS = (16, 32, 64, 128, 256)
+BLOCKS = (32, 64, 128, 256, 512)
+WARMUPS = (16, 32, 64, 128, 256)
 SWEEP_LIMIT = 4
 PAYS = 0.95
 
@@ -192,33 +193,45 @@ class BlockRunner(torch.nn.Module):
         return self.tried(lowered, initial, stacked, consts)
 
     def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
-        """Times Jacobi-GS for several block lengths and warm-ups, and keeps the quickest that is certified."""
+        """Finds the shortest warm-up that is certified, then the quickest block length for it."""
         length = self.block.length
+        if length < 4 * WARMUPS[0]:
+            return self.sequential(f"{length} equations are too few to cut into blocks")
+
+        def attempt(solver: Solver, limit: int) -> None:
+            lowered.solve(solver, initial, stacked, consts, limit)
+
         tried: list[Candidate] = []
-        best: tuple[float, Solver] | None = None
-        last = "no block length leaves several blocks"
-        for block in BLOCKS:
-            if length < 4 * block:
+        warmup = None
+        for candidate in (w for w in WARMUPS if length >= 4 * w):
+            try:
+                attempt(JacobiGS(max(candidate, min(64, length // 4)), candidate), 1)
+            except NotSolved as error:
+                tried.append(Candidate(f"a warm-up of {candidate} steps", None, str(error)))
                 continue
-            for warmup in sorted({max(1, block // 2), block}):
-                solver = JacobiGS(block, warmup)
-                try:
-                    lowered.solve(solver, initial, stacked, consts, SWEEP_LIMIT)
-                    seconds = timed(lambda: lowered.solve(solver, initial, stacked, consts, SWEEP_LIMIT))  # noqa: B023
-                except NotSolved as error:
-                    tried.append(Candidate(str(solver), None, str(error)))
-                    last = str(error)
-                    continue
-                tried.append(Candidate(str(solver), seconds, "certified"))
-                if best is None or seconds < best[0]:
-                    best = (seconds, solver)
-        if best is None:
-            plan = self.sequential(f"no parallel schedule is certified: {last}")
+            warmup = candidate
+            break
+        if warmup is None:
+            plan = self.sequential(f"no parallel schedule is certified: {tried[-1].note}")
             return replace(plan, candidates=tuple(tried))
+        best: tuple[float, Solver] | None = None
+        for block in (b for b in BLOCKS if b >= warmup and length >= 4 * b or b == warmup):
+            solver = JacobiGS(block, warmup)
+            try:
+                attempt(solver, SWEEP_LIMIT)
+                seconds = timed(lambda: attempt(solver, SWEEP_LIMIT))  # noqa: B023
+            except NotSolved as error:
+                tried.append(Candidate(str(solver), None, str(error)))
+                continue
+            tried.append(Candidate(str(solver), seconds, "certified"))
+            if best is None or seconds < best[0]:
+                best = (seconds, solver)
+        if best is None:
+            return self.sequential(f"no parallel schedule is certified: {tried[-1].note}")
         return Plan(best[1], "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT)
 
 
-def timed(run: Callable[[], Any], repeats: int = 2) -> float:
+def timed(run: Callable[[], Any], repeats: int = 3) -> float:
     """The best of a few runs, in seconds."""
     best = float("inf")
     for _ in range(repeats):
