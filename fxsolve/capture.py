@@ -35,6 +35,8 @@ OWN_DIRECTORY = str(Path(__file__).parent)
 
 SWEEP_AFTER = 64  # storages
 
+VIEWS_IN_PLACE = frozenset({"transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"})
+
 # Their schemas say that they mutate nothing, but in training they update running statistics.
 HIDDEN_MUTATORS = {"native_batch_norm": 5, "cudnn_batch_norm": 5, "miopen_batch_norm": 5}
 
@@ -104,11 +106,30 @@ class Recorder(TorchDispatchMode):
                 return result
         if plan.mutated:
             self._save_before_write(func, plan, args, kwargs)
+        if plan.name in VIEWS_IN_PLACE:
+            return self._view_in_place(func, args, kwargs)
         result = func(*args, **kwargs)
         try:
             self._record(func, plan, args, kwargs, result)
         except CaptureError as error:
             self.refusal = str(error)
+        return result
+
+    def _view_in_place(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`x.transpose_(0, 1)` shows the same storage in another way: recorded as the view that it makes."""
+        try:
+            plan = OpPlan.of(func)
+            packet = getattr(aten, plan.name.removesuffix("_"))
+            names = [a.name for a in func._schema.arguments]
+            overloads = [getattr(packet, name) for name in packet.overloads()]
+            view = next(op for op in overloads if [a.name for a in op._schema.arguments] == names)
+            before = args[0].as_strided(args[0].shape, args[0].stride(), args[0].storage_offset())
+            self.value(args[0])
+            result = func(*args, **kwargs)
+            self._record(view, OpPlan.of(view), (before, *args[1:]), kwargs, result)
+        except CaptureError as error:
+            self.refusal = str(error)
+            return func(*args, **kwargs)
         return result
 
     def _record(
@@ -339,6 +360,8 @@ class OpPlan:
         refuse = None
         if torch.Tag.dynamic_output_shape in func.tags:
             refuse = f"{name} has a result whose shape depends on values"
+        elif name in VIEWS_IN_PLACE:
+            mutated = ()
         elif torch.Tag.inplace_view in func.tags or name in ("set_", "resize_"):
             refuse = f"{name} changes a tensor's shape or storage in place"
         elif name == "equal":
