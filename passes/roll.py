@@ -26,8 +26,10 @@ from fxsolve.tape import Tape
 NAME = "roll"
 
 MIN_ITERATIONS = 4
+MIN_ROWS = 16  # in all: less is not worth a block
 CANDIDATES = 48
 OCCURRENCES = 6
+SAME = 1.02  # a period must save 2 % more than a shorter one to be preferred
 
 
 @dataclass(frozen=True)
@@ -65,28 +67,35 @@ def roll(tape: Tape) -> list[Loop]:
         low, high = pending.pop()
         if high - low < MIN_ITERATIONS:
             continue
-        loop = best_loop(tape, symbols, low, high)
-        if loop is not None:
-            loops.append(loop)
-            pending += [(low, loop.start), (loop.stop, high)]
+        found = best_loops(tape, symbols, low, high)
+        loops += found
+        edges = [low, *(row for loop in found for row in (loop.start, loop.stop)), high]
+        if found:
+            pending += list(zip(edges[::2], edges[1::2], strict=True))
     return sorted(loops, key=lambda loop: loop.start)
 
 
-def best_loop(tape: Tape, symbols: np.ndarray, low: int, high: int) -> Loop | None:
-    """The loop with the greatest coverage between two rows."""
-    best: Loop | None = None
-    covered = 0
-    for start, length, period in candidate_runs(symbols[low:high]):
-        if length <= covered * 1.02:
+def best_loops(tape: Tape, symbols: np.ndarray, low: int, high: int) -> list[Loop]:
+    """The loops of one period, between two rows, that save the most sequential work."""
+    best: list[Loop] = []
+    saved = 0.0
+    for possible, period, runs in candidate_periods(symbols[low:high]):
+        if possible <= saved * SAME:
             break
-        loop = verified(tape, low + start, length, period)
-        if loop is not None and loop.count * loop.period > covered * 1.02:
-            best, covered = loop, loop.count * loop.period
+        loops = [loop for start, length in runs if (loop := verified(tape, low + start, length, period)) is not None]
+        now = sum(savings(loop.count * period, period) for loop in loops)
+        if now > saved * SAME:
+            best, saved = loops, now
     return best
 
 
-def candidate_runs(symbols: np.ndarray) -> list[tuple[int, int, int]]:
-    """(start, rows, period) of periodic stretches of symbols, longest first and shorter periods before their multiples."""
+def savings(rows: int, period: int) -> float:
+    """Rows that a rolled loop covers less those that stay sequential: a loop of few long steps is worth less."""
+    return rows * (1 - period / rows)
+
+
+def candidate_periods(symbols: np.ndarray) -> list[tuple[float, int, list[tuple[int, int]]]]:
+    """(savings, period, its periodic stretches (start, rows)), best first; within 2 % the shorter period comes first."""
     gaps: Counter[int] = Counter()
     order = np.argsort(symbols, kind="stable")
     for back in range(1, OCCURRENCES + 1):
@@ -97,24 +106,21 @@ def candidate_runs(symbols: np.ndarray) -> list[tuple[int, int, int]]:
         values, counts = np.unique(distance, return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             gaps[value] += count
-    runs = []
+    found = []
     for period, _ in gaps.most_common(CANDIDATES):
-        start, equal = longest_true(symbols[period:] == symbols[:-period])
-        if equal + period >= MIN_ITERATIONS * period:
-            runs.append((start, equal + period, period))
-    longest = max((length for _, length, _ in runs), default=0)
-    # Stretches within 2 % of each other count as equally long: a multiple of the true period must not win by a few rows.
-    return sorted(runs, key=lambda run: (round(50 * (1 - run[1] / longest)), run[2]))
+        equal = stretches(symbols[period:] == symbols[:-period])
+        enough = max(MIN_ITERATIONS * period, MIN_ROWS)
+        runs = [(start, length + period) for start, length in equal if length + period >= enough]
+        if runs:
+            found.append((sum(savings(rows, period) for _, rows in runs), period, runs))
+    most = max((possible for possible, _, _ in found), default=0.0)
+    return sorted(found, key=lambda each: (round(50 * (1 - each[0] / most)), each[1]))
 
 
-def longest_true(flags: np.ndarray) -> tuple[int, int]:
-    """Start and length of the longest stretch of True."""
+def stretches(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Start and length of the stretches of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
-    if len(edges) == 0:
-        return 0, 0
-    lengths = edges[1::2] - edges[::2]
-    widest = int(lengths.argmax())
-    return int(edges[2 * widest]), int(lengths[widest])
+    return list(zip(edges[::2].tolist(), (edges[1::2] - edges[::2]).tolist(), strict=True))
 
 
 def verified(tape: Tape, start: int, rows: int, period: int) -> Loop | None:
