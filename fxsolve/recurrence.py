@@ -51,6 +51,7 @@ class LoweredRecurrence:
         self.block = block = replace(block, step=absorb(block.step))
         self.split: SplitStep = split_step(block)
         self.layouts: dict[tuple[int, int], Layout] = {}
+        self.moves: dict[tuple[int, int], list[torch.Tensor | None]] = {}
         self.tables: dict[tuple[int, int, int], list[torch.Tensor]] = {}
         self.carry_types = [n.meta["type"] for n in placeholders(block.step, CARRY)]
         returned = results(self.split.core)[block.carries :]
@@ -83,6 +84,19 @@ class LoweredRecurrence:
             columns = [torch.tensor(c[low : low + layout.length], device=device) for c in self.block.table]
             self.tables[key] = [c[layout.order] for c in columns]
         return self.tables[key]
+
+    def noise(self, layout: Layout, starts: Tensors) -> list[torch.Tensor | None]:
+        """Fixed moves of a tenth or so, of either sign, for every component of every block's start."""
+        key = (layout.length, layout.block)
+        if key not in self.moves:
+            generator = torch.Generator().manual_seed(0)
+            made: list[torch.Tensor | None] = []
+            for s in starts:
+                size = 0.05 + 0.1 * torch.rand(s.shape, generator=generator)
+                sign = 1.0 - 2.0 * (torch.rand(s.shape, generator=generator) < 0.5).float()
+                made.append((size * sign).to(s.device, s.dtype) if s.is_floating_point() else None)
+            self.moves[key] = made
+        return self.moves[key]
 
     def rows(self, carry: int) -> int:
         """Rows of one block in the folded layout of a carry."""
@@ -194,12 +208,13 @@ class RecurrenceProblem:
     def warm_up(self) -> None:
         """Walks the last `warmup` steps of each block from a guess, for the blocks' boundaries.
 
-        The guess differs from any likely state in every component: what is left of the difference at the boundary tells
-        how the step forgets, component by component.
+        The guess is the initial state, moved in every component and differently in each block: what is left of the move
+        at the boundary tells how the step forgets.
         """
         layout = self.layout
         length = self.warmup or layout.block
-        guess = [perturbed(s) for s in self.starts]
+        noise = self.lowered.noise(layout, self.starts)
+        guess = [s if n is None else s + n for s, n in zip(self.starts, noise, strict=True)]
         state = guess
         carries = self.lowered.block.carries
         for j in range(layout.block - length, layout.block):
@@ -344,14 +359,6 @@ def fold(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     if not shape:
         return value.reshape(layout.block, layout.count)
     return value.reshape(layout.block, layout.count * shape[0], *shape[1:])
-
-
-def perturbed(state: torch.Tensor) -> torch.Tensor:
-    """A state moved in every component, by a tenth and with alternating signs."""
-    if not state.is_floating_point():
-        return state
-    signs = 0.1 - 0.2 * (torch.arange(state.numel(), device=state.device) % 2).to(state.dtype)
-    return state + signs.reshape(state.shape)
 
 
 def worst(difference: torch.Tensor, unit: torch.Tensor) -> float:

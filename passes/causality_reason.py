@@ -1,8 +1,8 @@
 """Why a loop is not causal, in the user's terms: which slot depends on which, through which op of which line.
 
 The path of the dependence is followed back from the head to the buffer. Which op on it is to blame is a matter of
-judgement, made in this order: the op after which every element depends on later slots (a mean over all positions, a
-softmax without a mask that counts); the op where one non-zero weight makes all the difference; else the path is told.
+judgement, made in this order: the op where one entry of a weight or mask makes all the difference; the op after which
+every element depends on later slots (a mean over all positions, a softmax without a mask that counts); else the path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fxsolve.passes.dependence import MOVES, RULES, Analysis, Concrete, Dependen
 from fxsolve.passes.dependence_interpret import describe, evaluate
 
 # How many evaluations of single ops the way back may take, and how many times the proof is tried without one weight.
-_EVALUATIONS, _TRIALS = 3000, 8
+_EVALUATIONS, _TRIALS = 3000, 6
 
 Env = dict[fx.Node, Any]
 Place = tuple[int, ...]
@@ -30,11 +30,12 @@ Place = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Weight:
-    """A non-zero entry of a concrete operand on the path of a dependence."""
+    """An entry of a weight or mask on the path of a dependence; `blank` is what bars the way: 0, -inf, a boolean."""
 
     node: fx.Node
     operand: fx.Node
     entry: Place
+    blank: float | bool
 
 
 def why(network: fx.Graph, env: Env, steps: HeadSteps, reach: Sequence[float]) -> str:
@@ -45,12 +46,11 @@ def why(network: fx.Graph, env: Env, steps: HeadSteps, reach: Sequence[float]) -
     steps.reach(failing[-1])
     path, weights = _Trail(network, env, steps, failing[-1]).follow()
     path = [node for node in path if _mixes(node)][::-1]
-    if (node := _spreading(path, env, failing[-1])) is not None:
-        return f"{said}: {_verdict(node)}"
     if (weight := _culprit(network, env, steps, weights[::-1])) is not None:
         place = ", ".join(map(str, weight.entry))
-        at = f"the operand {weight.operand.name} is not zero at ({place}); without that the loop would be causal"
-        return f"{said} through {describe(weight.node)}: {at}"
+        return f"{said} through {describe(weight.node)}: entry ({place}) of its operand {weight.operand.name} lets it"
+    if (node := _spreading(path, env, failing[-1])) is not None:
+        return f"{said}: {_verdict(node)}"
     told = [describe(node) for node in path]
     if len(told) > 4:
         told = [*told[:2], "...", *told[-2:]]
@@ -84,14 +84,21 @@ def _any_before(fact: Any, t: int) -> bool:
 def _verdict(node: fx.Node) -> str:
     if node.target not in RULES:
         return f"{describe(node)} has no dependence rule, so each of its results counts as depending on all slots"
-    hint = " (only -inf in a mask excludes a position, finite numbers do not)" if "softmax" in str(node.target) else ""
+    hint = " (only -inf in a mask excludes a position, finite numbers do not)" if _attends(node) else ""
     return f"{describe(node)} makes every element depend on later slots{hint}"
+
+
+def _attends(node: fx.Node) -> bool:
+    """Whether an op is a softmax, or takes one's result."""
+    return "softmax" in str(node.target) or any(
+        "softmax" in str(n.target) or (n.target in MOVES and _attends(n)) for n in node.all_input_nodes
+    )
 
 
 def _culprit(network: fx.Graph, env: Env, steps: HeadSteps, weights: Sequence[Weight]) -> Weight | None:
     """The weight without which the proof holds; of several the one that stands alone among zeros."""
     found = [w for w in weights[:_TRIALS] if _holds_without(network, env, steps, w)]
-    return max(found, key=lambda w: _loneliness(env[w.operand].value, w.entry), default=None)
+    return max(found, key=lambda w: _loneliness(env[w.operand].value == w.blank, w.entry), default=None)
 
 
 def _holds_without(network: fx.Graph, env: Env, steps: HeadSteps, weight: Weight) -> bool:
@@ -100,7 +107,7 @@ def _holds_without(network: fx.Graph, env: Env, steps: HeadSteps, weight: Weight
     for node in network.nodes:
         if node is weight.node:
             value = env[weight.operand].value.clone()
-            value[weight.entry] = 0
+            value[weight.entry] = weight.blank
             changed[node] = evaluate(node, env | {weight.operand: Concrete(value)}, analysis)
             reached = True
         elif reached and node.op == "call_function":
@@ -109,9 +116,9 @@ def _holds_without(network: fx.Graph, env: Env, steps: HeadSteps, weight: Weight
     return all(steps.reach(t) < t for t in range(int(steps.analysis.top) + 1))
 
 
-def _loneliness(value: Tensor, entry: Place) -> float:
-    """How many of the entries in line with this one are zero."""
-    lines = [value[(*entry[:d], slice(None), *entry[d + 1 :])] == 0 for d in range(value.dim())]
+def _loneliness(blanks: Tensor, entry: Place) -> float:
+    """How many of the entries in line with this one are blank."""
+    lines = [blanks[(*entry[:d], slice(None), *entry[d + 1 :])] for d in range(blanks.dim())]
     return sum(float(line.float().mean()) for line in lines)
 
 
@@ -168,21 +175,21 @@ class _Trail:
         return None
 
     def _weights(self, node: fx.Node, item: int | None, place: Place) -> list[Weight]:
-        """Non-zero entries of operands with zeros through which the element at `place` depends on a slot >= t."""
+        """Entries of weights and masks through which the element at `place` depends on a slot >= t."""
         found = []
         for operand in node.all_input_nodes:
             fact = self.env.get(operand)
-            if not isinstance(fact, Concrete) or not fact.value.is_floating_point() or bool(fact.value.all()):
-                continue
+            for blank in _blanks(fact.value) if isinstance(fact, Concrete) else ():
 
-            def reaches(kept: Tensor, operand: fx.Node = operand, value: Tensor = fact.value) -> bool:
-                changed, where = torch.zeros_like(value), kept.unbind(1)
-                changed[where] = value[where]
-                return self._is_late(node, item, place, {operand: Concrete(changed)})
+                def reaches(kept: Tensor, operand: fx.Node = operand, blank: float | bool = blank) -> bool:
+                    value, where = self.env[operand].value, kept.unbind(1)
+                    changed = torch.full_like(value, blank)
+                    changed[where] = value[where]
+                    return self._is_late(node, item, place, {operand: Concrete(changed)})
 
-            entry = _one_of(fact.value.nonzero(), reaches)
-            if entry is not None:
-                found.append(Weight(node, operand, entry))
+                entries = (self.env[operand].value != blank).nonzero()
+                if not reaches(entries[:0]) and (entry := _one_of(entries, reaches)) is not None:
+                    found.append(Weight(node, operand, entry, blank))
         return found
 
     def _only(self, fact: Dependence, kept: Tensor | None) -> Dependence:
@@ -198,6 +205,15 @@ class _Trail:
         found = evaluate(node, self.env | changed, self.analysis)
         fact = found if item is None else found[item]
         return isinstance(fact, Dependence) and float(fact.index[place]) >= self.t
+
+
+def _blanks(value: Tensor) -> list[float | bool]:
+    """The values in a weight or mask that may bar the way."""
+    if value.dtype == torch.bool:
+        return [False, True]
+    if not value.is_floating_point():
+        return []
+    return [blank for blank in (0.0, -torch.inf) if bool((value == blank).any())]
 
 
 def _preferring(places: Tensor, first: Place) -> Tensor:

@@ -86,10 +86,10 @@ def _refuse_side_effects(node: fx.Node, args: Any, kwargs: Any) -> None:
         if getattr(target, "__name__", "") == "draw":
             raise Refusal(f"{describe(node)} draws random numbers")
         return
-    if target._schema.is_mutable:
-        raise Refusal(f"{describe(node)} mutates its arguments")
     if torch.Tag.nondeterministic_seeded in target.tags and not _without_dropout(target, args, kwargs):
         raise Refusal(f"{describe(node)} draws random numbers")
+    if target._schema.is_mutable:
+        raise Refusal(f"{describe(node)} mutates its arguments")
     if "batch_norm" in target._schema.name and _updates_statistics(target, args, kwargs):
         raise Refusal(f"{describe(node)} updates running statistics (batch norm in training)")
 
