@@ -61,6 +61,19 @@ def elementwise(call: Call, *args: Any, **kwargs: Any) -> Any:
     return Dependence(maximum(call.shape, *map(index_of, tensors)), signed=signed(*tensors))
 
 
+@rule("log_sigmoid_forward")
+def log_sigmoid(call: Call, x: Any) -> Any:
+    """With a buffer for the backward pass, of the same size or empty."""
+    kept = call.type[1].shape
+    return Dependence(x.index), Dependence(x.index if tuple(kept) == tuple(x.index.shape) else none(kept))
+
+
+@rule("glu")
+def glu(call: Call, x: Any, dim: int = -1) -> Any:
+    """One half times the sigmoid of the other."""
+    return Dependence(torch.maximum(*x.index.chunk(2, dim)), signed=x.signed)
+
+
 def unary(call: Call, fact: Any) -> Any:
     """y = f(x): the index stays; what is known of y is f of what is known of x, tried on 0, -0 and -inf."""
     if fact.known is None and not fact.signed:

@@ -55,9 +55,8 @@ def column_slots(shape: tuple[int, ...], order: list[int]) -> Slots:
     return Slots((shape[0],), (stride,), tuple(order))
 
 
-def picking_head(features: Tensor, order: list[int], channels: int = 1) -> tuple[fx.Graph, tuple[tuple[int, ...], ...]]:
-    """A head that reads element order[t] of each of `channels` rows of (batch, channels, D) and adds noise to their sum,
-    and its table."""
+def picking_head(features: Tensor, order: list[int]) -> tuple[fx.Graph, tuple[tuple[int, ...], ...]]:
+    """A head that reads element order[t] of each row of (batch, channels, D) and adds noise to their sum; its table."""
     graph = fx.Graph()
     given = placeholder(graph, "f0", features)
     noise = placeholder(graph, "x0", features[:, 0, 0])
