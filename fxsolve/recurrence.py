@@ -7,8 +7,9 @@ as many calls as one eager step.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +49,7 @@ class LoweredRecurrence:
     """A recurrence and its generated code, kept per layout."""
 
     def __init__(self, block: Recurrence) -> None:
+        self.threads: int | None = None  # for the core's small calls; None: as torch is set
         self.block = block = replace(block, step=absorb(block.step))
         self.split: SplitStep = split_step(block)
         self.layouts: dict[tuple[int, int], Layout] = {}
@@ -169,6 +171,10 @@ class RecurrenceProblem:
         return [[c[j] for c in columns] for j in range(layout.block)]
 
     def sweep(self) -> None:
+        with threads(self.lowered.threads):
+            self.walk()
+
+    def walk(self) -> None:
         layout = self.layout
         if self.first_sweep and layout.count > 1:
             self.warm_up()
@@ -340,6 +346,20 @@ class RecurrenceProblem:
         else:
             certificate = f"every equation holds to {self.residual:.2g} rounding units, contraction {self.contraction:.1g} a block"
         return (*self.carry, *outputs), certificate
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Runs with `count` threads: handing tiny calls to several costs more than it saves, above all on a busy machine."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def names(graph: fx.Graph, *prefixes: str) -> list[str]:

@@ -52,6 +52,7 @@ class Plan:
     reason: str
     candidates: tuple[Candidate, ...] = ()
     limit: int | None = None
+    threads: int | None = None
 
 
 class BlockRunner(torch.nn.Module):
@@ -190,6 +191,7 @@ class BlockRunner(torch.nn.Module):
         if self.block.carries == 0:
             return Plan(Jacobi(), "Recurrence", "no state is carried: all steps at once")
         if self.known is not None and not isinstance(self.known.solver, GaussSeidel):
+            lowered.threads = self.known.threads
             return replace(self.known, reason=self.known.reason + " (as found before for another size)")
         return self.tried(lowered, initial, stacked, consts)
 
@@ -204,6 +206,7 @@ class BlockRunner(torch.nn.Module):
 
         tried: list[Candidate] = []
         warmup = None
+        lowered.threads = 1
         for candidate in (w for w in WARMUPS if length >= 4 * w):
             try:
                 attempt(JacobiGS(max(candidate, min(64, length // 4)), candidate), 1)
@@ -231,7 +234,13 @@ class BlockRunner(torch.nn.Module):
                 best = (seconds, solver)
         if best is None:
             return self.sequential(f"no parallel schedule is certified: {tried[-1].note}")
-        return Plan(best[1], "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT)
+        solver = best[1]
+        if torch.get_num_threads() > 1:
+            lowered.threads = None
+            seconds = timed(lambda: attempt(solver, SWEEP_LIMIT), 3)
+            tried.append(Candidate(f"{solver} on {torch.get_num_threads()} threads", seconds, "certified"))
+            lowered.threads = None if seconds < best[0] else 1
+        return Plan(solver, "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT, lowered.threads)
 
 
 def timed(run: Callable[[], Any], repeats: int = 2) -> float:

@@ -19,6 +19,7 @@ from torch import fx
 
 from fxsolve import prims
 from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Program, Recurrence, TensorType, contiguous_stride
+from fxsolve.passes.clean import is_random_target
 from fxsolve.passes.roll import Loop
 from fxsolve.tape import Mark, Symbol, Tape, fill
 
@@ -108,6 +109,7 @@ class Builder:
         self.plain_rows(row, len(tape))
         returned = [o.value for o in tape.outputs] + [v for _, v in tape.mutations] + [v for v, _ in tape.guards]
         self.graph.output(tuple(self.node(v) for v in returned))
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "call_function" or is_random_target(n.target))
         return Program(
             self.graph,
             self.blocks,

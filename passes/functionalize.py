@@ -236,7 +236,9 @@ class Functionalizer:
         known = self.known_types.get(key)
         if known is None:
             kinds = [self.new.types.items[t] for t in types]
-            made = iter([torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device="meta") for t in kinds])
+            # Pointwise calls are made for real: their meta kernels would import the whole of torch's compiler.
+            pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
+            made = iter([t.empty() if pointwise else t.empty().to("meta") for t in kinds])
             constants = iter(numbers)
             filled = [fill(a, made, constants) for a in args]
             named = {k: fill(a, made, constants) for k, a in kwargs}
