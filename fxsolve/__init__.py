@@ -1,6 +1,6 @@
 """fxsolve: makes sequential PyTorch programs parallel without changing what they compute."""
 
-from fxsolve.api import compile  # noqa: A004
+from fxsolve.api import compile
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
 from fxsolve.solution import BlockSolution, Solution
 from fxsolve.solvers import GaussSeidel, GSJacobi, Jacobi, JacobiGS

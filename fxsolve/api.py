@@ -22,7 +22,7 @@ from fxsolve.codegen import Executable
 from fxsolve.errors import CaptureError, FallbackWarning, ScheduleError, VerificationError
 from fxsolve.explain import explain
 from fxsolve.guards import Guards
-from fxsolve.ir import Program, to_text
+from fxsolve.ir import Program, Recurrence, to_text
 from fxsolve.passes.build import build
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
@@ -42,7 +42,7 @@ TRIAL_SECONDS = 0.5
 GIVE_UP_AFTER = 2  # failed calls in a row before a plan is dropped
 
 
-def compile(  # noqa: A001  (the name that users expect beside torch.compile)
+def compile(
     fn: Callable[..., Any],
     *,
     solver: Any = "auto",
@@ -223,6 +223,7 @@ class Compiler:
         if unknown:
             raise ScheduleError(f"solver names unknown blocks {sorted(unknown)}; there are {sorted(program.blocks)}")
         for name, block in program.blocks.items():
+            assert isinstance(block, Recurrence)  # the scheduler finds out which of them are fixed points
             forced = self.options.solvers.get(name, self.options.solvers.get("*"))
             known = self.plans.get(structure(block))
             runners[name] = BlockRunner(block, forced, self.options.exactness, known)

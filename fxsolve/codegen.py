@@ -76,7 +76,9 @@ class Executable:
             return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device).copy_(value)
         return value.clone() if number in self.copied else value
 
-    def settle_outputs(self, values: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]) -> None:
+    def settle_outputs(
+        self, values: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]
+    ) -> None:
         """Learns from the first call which strides eager's results have, and which results must be copied.
 
         Forwarding writes and sharing equal values can make two results, or a result and an input, one tensor where
@@ -99,7 +101,9 @@ class Executable:
         parts = ["# the program", plain_sight(self.module.code, self.runners, self.program.leaves)]
         for name, runner in self.runners.items():
             plan = runner.plan
-            parts.append(f"# {name}: {runner.block.kind} of {runner.block.length} equations, solved by {plan.solver if plan else '?'}")
+            parts.append(
+                f"# {name}: {runner.block.kind} of {runner.block.length} equations, solved by {plan.solver if plan else '?'}"
+            )
             parts.append(fx.GraphModule({}, runner.block.step).code.strip())
         return "\n\n".join(parts)
 

@@ -19,7 +19,9 @@ def read(base: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset:
     return base.as_strided(size, stride, base.storage_offset() + offset)
 
 
-def write(base: torch.Tensor, value: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
+def write(
+    base: torch.Tensor, value: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int
+) -> torch.Tensor:
     """A copy of `base` in which the region holds `value`: `base[region] = value`, functionally."""
     out = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device=base.device).copy_(base)
     out.as_strided(size, stride, offset).copy_(value)
@@ -110,6 +112,6 @@ def flat(buffer: torch.Tensor) -> torch.Tensor:
 
 
 def draws(count: int, specs: Sequence[tuple[Any, ...]]) -> tuple[torch.Tensor, ...]:
-    """`count` iterations of the random draws `specs` (arguments of `draw`), in eager's order; each stacked to (count, *shape)."""
+    """`count` iterations of the draws `specs` (arguments of `draw`) in eager's order, each stacked to (count, *shape)."""
     rows = [[draw(*spec) for spec in specs] for _ in range(count)]
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))

@@ -1,8 +1,8 @@
 """The first scheduler: per block the candidates that apply, timed on the first call's own inputs; the winner is kept.
 
-    FixedPoint   (proved causal, bits probed)   Jacobi: one network pass a sweep
-    Recurrence   (forgets, certified)           Jacobi-GS over blocks of C steps, warm-up W
-    neither                                     in order, with eager's own calls
+FixedPoint   (proved causal, bits probed)   Jacobi: one network pass a sweep
+Recurrence   (forgets, certified)           Jacobi-GS over blocks of C steps, warm-up W
+neither                                     in order, with eager's own calls
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import fx
 
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint
-from fxsolve.ir import CONST, FixedPoint, Recurrence, placeholders
+from fxsolve.ir import CONST, FixedPoint, Recurrence
 from fxsolve.passes.causality import Proof, prove
 from fxsolve.passes.noise import pinned
 from fxsolve.passes.probe import probe_bits
@@ -152,7 +152,9 @@ class BlockRunner(torch.nn.Module):
             return self.sequential(reason)
         self.fixed = lowered
         solver = self.forced or Jacobi()
-        return Plan(solver, "FixedPoint", "proved causal: each slot depends on earlier slots only" if not reason else reason)
+        return Plan(
+            solver, "FixedPoint", reason if reason else "proved causal: each slot depends on earlier slots only"
+        )
 
     def differing_bits(
         self, lowered: LoweredFixedPoint, found: FixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors
@@ -253,5 +255,3 @@ def timed(run: Callable[[], Any], repeats: int = 2) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
-
-

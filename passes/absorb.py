@@ -8,6 +8,8 @@ One call less in every sequential step. The sum is taken in another order, so th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import fx
 
@@ -30,7 +32,7 @@ def absorb(step: fx.Graph) -> fx.Graph:
     return graph
 
 
-def absorbable(graph: fx.Graph):  # noqa: ANN201
+def absorbable(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
     """(sum, product, other operand): the product has a state in it or a bias only, the other operand has none."""
     stateful = depending_on(graph, placeholders(graph, CARRY))
     for node in graph.nodes:
@@ -41,11 +43,10 @@ def absorbable(graph: fx.Graph):  # noqa: ANN201
                 continue
             if not plain_product(product) or len(product.users) != 1:
                 continue
-            same = product.meta["type"].shape == node.meta["type"].shape
-            biased = product.target is aten.addmm.default
-            if same and product in stateful and (not biased or product.args[0] not in stateful):
-                yield node, product, other
-            elif same and biased and product not in stateful and is_bias(other) and is_bias(product.args[0]):
+            if product.meta["type"].shape != node.meta["type"].shape:
+                continue
+            bias = product.args[0] if product.target is aten.addmm.default else None
+            if bias not in stateful if product in stateful else is_bias(bias) and is_bias(other):
                 yield node, product, other
 
 

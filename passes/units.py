@@ -3,7 +3,9 @@
 A running error analysis (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3): next to each
 value v goes a bound E(v), in multiples of eps, of what rounding its operands and its own result can change:
 
-    E(a + b) = E(a) + E(b) + |a + b|        E(W x + b) = |W| (|x| + E(x)) + |b| + E(b)       E(tanh a) = (1 - tanh^2 a) E(a) + |tanh a|
+    E(a + b) = E(a) + E(b) + |a + b|
+    E(W x + b) = |W| (|x| + E(x)) + |b| + E(b)
+    E(tanh a) = (1 - tanh^2 a) E(a) + |tanh a|
 
 The state that goes in carries E(s) = |s|; inputs and invariants are taken as exact. An op without a rule gets E = |result|,
 which is the strictest choice. A max norm over the state would not do: a small component that matters can sit beside a
@@ -48,7 +50,7 @@ def bound(node: fx.Node, values: dict[fx.Node, fx.Proxy], bounds: dict[fx.Node, 
     """E of a call's result (a proxy, or None for exact)."""
     if all(bounds[n] is None for n in node.all_input_nodes):
         return None
-    args = fx.map_arg(node.args, lambda n: values[n])
+    args = fx.map_arg(node.args, lambda n: values[n])  # pyright: ignore[reportArgumentType]
     inner = fx.map_arg(node.args, lambda n: bounds[n])
     rule = RULES.get(node.target)
     if rule is not None:
