@@ -7,8 +7,9 @@ to those of its results; rules live in `RULES`, keyed by ATen overload, and are 
 
 Soundness. Every rule may give too large an index, never one too small; an op without a rule depends, in each element,
 on the largest index of all its arguments. Products with an exact zero count as independent of the other factor: this
-holds for finite values (0 * inf is NaN), which the solver has to look after, and up to the sign of a zero, which is
-followed (`signed`) until an op can no longer tell the two zeros apart, or does (1 / -0) and then depends on everything.
+holds for finite values (0 * inf is NaN), which the solver has to look after, and up to the sign of a zero. A value that
+is masked altogether is 0 or -0; that is followed (`signed`) until an op can no longer tell the two apart, or does
+(1 / -0), and then depends on everything.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ UNKNOWN, ZERO, NEGINF = 0, 1, 2
 
 # Indices are kept as float32, in which integers are exact up to this limit: more ATen kernels take floats than ints.
 MAX_SLOTS = 2**24
+
+# A smaller share of zeros in a weight than this is chance.
+_BY_CHANCE = 1e-3
 
 _NONE = torch.tensor(-1.0)
 
@@ -113,6 +117,12 @@ class Call:
         if found is not None:
             self.rely(fact.zeros)
         return found
+
+    def masked(self, fact: Any) -> Tensor | None:
+        """`zeros` of a weight; a few zeros among thousands are chance, and not to rely on them spares proving anew."""
+        if isinstance(fact, Concrete) and int((fact.value == 0).sum()) < _BY_CHANCE * fact.value.numel():
+            return None
+        return self.zeros(fact)
 
     def neginfs(self, fact: Any) -> Tensor | None:
         """Where an operand is exactly minus infinity; None where it nowhere is."""
@@ -222,9 +232,7 @@ def largest(tensor: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tenso
     """The maximum over `dims`, keeping the other dimensions expanded; -1 over nothing."""
     dims = sorted(d % tensor.dim() for d in dims)
     full = [1 if d in dims else size for d, size in enumerate(tensor.shape)]
-    reduced = (
-        none(full) if tensor.numel() == 0 else thin(tensor).amax(dims, keepdim=True).expand(full) if dims else tensor
-    )
+    reduced = none(full) if tensor.numel() == 0 else thin(tensor).amax(dims, keepdim=True).expand(full) if dims else tensor
     return reduced if keepdim else reduced.reshape([size for d, size in enumerate(full) if d not in dims])
 
 
@@ -288,9 +296,7 @@ def depends_on_all(call: Call, index: float | None = None) -> Any:
     facts = list(leaves((call.args, call.kwargs)))
     top = largest_index(facts) if index is None else index
     made = [
-        Dependence(torch.tensor(top).expand(kind.shape), signed=signed(*facts))
-        if isinstance(kind, TensorType)
-        else None
+        Dependence(torch.tensor(top).expand(kind.shape), signed=signed(*facts)) if isinstance(kind, TensorType) else None
         for kind in (call.type if isinstance(call.type, tuple) else (call.type,))
     ]
     return tuple(made) if isinstance(call.type, tuple) else made[0]

@@ -115,11 +115,7 @@ def _updates_statistics(target: Any, args: Any, kwargs: Any) -> bool:
 def describe(node: fx.Node) -> str:
     """An op and the user's line it comes from."""
     source = node.meta.get("source") or ""
-    name = (
-        str(node.target)
-        if isinstance(node.target, torch._ops.OpOverload)
-        else getattr(node.target, "__name__", node.name)
-    )
+    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", node.name)
     return f"{name} ({source})" if source else name
 
 

@@ -31,6 +31,8 @@ from fxsolve.passes.dependence import (
 
 # How many elements a masked maximum holds at a time.
 _CHUNK = 1 << 22
+# For fewer rows it does not pay to look for outputs with the same pattern.
+_FEW = 8
 
 
 def contract(x: Tensor, pattern: Tensor | None) -> Tensor:
@@ -54,6 +56,8 @@ def contract(x: Tensor, pattern: Tensor | None) -> Tensor:
     if pattern.shape[0] > 1:
         parts = [_masked_max(each, p) for each, p in zip(x.expand(pattern.shape[0], -1, -1), pattern, strict=True)]
         return torch.stack(parts).expand(batch, rows, outs)
+    if x.shape[0] * x.shape[1] < _FEW:
+        return _masked_max(x.reshape(-1, width), pattern[0]).reshape(*x.shape[:2], -1).expand(batch, rows, outs)
     distinct, which = torch.unique(pattern[0], dim=0, return_inverse=True)
     found = _masked_max(x.reshape(-1, width), distinct)[:, which].reshape(x.shape[0], x.shape[1], -1)
     return found.expand(batch, rows, outs)
@@ -71,7 +75,7 @@ def _masked_max(x: Tensor, pattern: Tensor) -> Tensor:
 def matrices(call: Call, a: Any, b: Any) -> Dependence:
     """a @ b for (B, M, K) and (B, K, O): a product with an exact zero in either factor depends on neither."""
     left, right = index_of(a), index_of(b).transpose(1, 2)
-    nonzero_a, nonzero_b = _nonzero(call.zeros(a)), _nonzero(call.zeros(b))
+    nonzero_a, nonzero_b = _nonzero(call.masked(a)), _nonzero(call.masked(b))
     shape = (left.shape[0], left.shape[1], right.shape[1])
     parts = [none(shape)]
     if isinstance(a, Dependence):
@@ -187,7 +191,7 @@ def _allowed(call: Call, mask: Any, length: int, source: int) -> Tensor | None:
     if isinstance(mask, Concrete) and mask.value.dtype == torch.bool:
         barred = ~call.mask(mask)
     allowed = None if barred is None else ~barred
-    if call.argument("is_causal"):
+    if call.argument("is_causal") and length == source:  # else kernels disagree on which corner the triangle starts in
         causal = torch.ones(length, source, dtype=torch.bool).tril()
         allowed = causal if allowed is None else allowed & causal
     return None if allowed is None else allowed.expand(*allowed.shape[:-2], length, source)

@@ -103,9 +103,7 @@ def layer_norm(call: Call, x: Any, shape: Any, weight: Any = None, bias: Any = N
 
 
 def _statistic(kind: Any, index: Tensor) -> Dependence:
-    return Dependence(
-        index if tuple(kind.shape) == tuple(index.shape) else torch.tensor(_top(index)).expand(kind.shape)
-    )
+    return Dependence(index if tuple(kind.shape) == tuple(index.shape) else torch.tensor(_top(index)).expand(kind.shape))
 
 
 def _top(index: Tensor) -> float:

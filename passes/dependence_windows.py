@@ -32,8 +32,10 @@ from fxsolve.passes.dependence_products import contract
 def convolution(call: Call, x: Any, weight: Any, bias: Any, *geometry: Any) -> Any:
     """out[n, o, p] = max over taps k, channels c with w[o, c, k] != 0 of x[n, c, p * stride + k * dilation - pad]."""
     stride, padding, dilation, transposed, _, groups = geometry[:6]
-    zeros, index = call.zeros(weight), compress(index_of(x), (0,))
+    zeros, index = call.masked(weight), compress(index_of(x), (0,))
     nonzero = torch.ones((), dtype=torch.bool).expand(shape_of(weight)) if zeros is None else ~zeros
+    if zeros is None and groups == 1:  # all outputs are alike
+        nonzero = nonzero.narrow(1 if transposed else 0, 0, 1)
     taps, outputs = _alike_outputs(_taps(nonzero, groups, transposed))
 
     reached = _channels(index[:1] if index.stride(0) == 0 else index, taps)

@@ -96,6 +96,17 @@ def test_masks_in_the_weights_themselves() -> None:
     assert proof.holds and proof.used == ("c0", "c1")
 
 
+def test_weight_norm_keeps_the_mask() -> None:
+    net, state, tensors = made(8, (16,), 3)
+
+    def normed(state: Tensor, *tensors: Tensor) -> Tensor:
+        scale = torch.arange(1.0, 17)[:, None]
+        return net(state, torch._weight_norm(tensors[0] * tensors[2], scale), *tensors[1:])
+
+    proof = proof_of(normed, state, *tensors)
+    assert proof.holds and proof.used == ("c2", "c3")
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_one_leaking_weight_is_found(layer: int) -> None:
     net, state, tensors = made(8, (16, 16), 3)

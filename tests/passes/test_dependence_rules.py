@@ -232,10 +232,10 @@ def abstract_index(op: Op, x: Tensor, analysis: Analysis) -> list[Tensor]:
 # Where a rule is coarser than the truth, there is none, or the truth is hard to hit by trying.
 COARSE = {
     "addcmul", "any", "batch_norm", "bicubic", "bilinear", "bilinear corners", "bilinear down",
-    "causal fused attention", "causal log_softmax", "causal softmax", "fft", "fold", "group_norm", "grouped attention", "index of both",
-    "index_copy", "index_put twice", "isnan", "linear1d", "local_response_norm", "masked_fill by the state",
-    "masked fused attention", "one_hot", "scatter", "scatter by the state", "scatter source", "take_along_dim",
-    "weights of the state", "where on the state",
+    "causal fused attention", "causal log_softmax", "causal softmax", "fft", "fold", "group_norm",
+    "grouped attention", "index of both", "index_copy", "index_put twice", "isnan", "linear1d",
+    "local_response_norm", "masked fused attention", "masked_fill by the state", "one_hot", "scatter",
+    "scatter by the state", "scatter source", "take_along_dim", "weights of the state", "where on the state",
 }  # fmt: skip
 
 
