@@ -51,7 +51,7 @@ def why(network: fx.Graph, env: Env, steps: HeadSteps, reach: Sequence[float]) -
         return f"{said} through {describe(weight.node)}: entry ({place}) of its operand {weight.operand.name} lets it"
     if (node := _spreading(path, env, failing[-1])) is not None:
         return f"{said}: {_verdict(node)}"
-    told = [describe(node) for node in path]
+    told = [describe(node) for node in path if node in env] or [describe(node) for node in path]
     if len(told) > 4:
         told = [*told[:2], "...", *told[-2:]]
     return f"{said} through {', then '.join(told)}" if told else f"{said}: the head reads it as it is"

@@ -116,9 +116,7 @@ def attention(net: Network) -> Layer:
         allowed = torch.rand(LENGTH, LENGTH, generator=net.generator) < 0.5
     allowed[:, 0] |= ~allowed.any(1)  # no empty rows
     mask, additive = net.keep(allowed), net.keep(torch.zeros(LENGTH, LENGTH).masked_fill(~allowed, -torch.inf).double())
-    way = net.random.choice(
-        ["fill", "add", "where", "sdpa", "sdpa additive", "sdpa causal", "product", "by hand", "finite"]
-    )
+    way = net.random.choice(["fill", "add", "where", "sdpa", "sdpa additive", "sdpa causal", "product", "by hand", "finite"])
     net.names.append(way)
 
     def layer(x: Tensor, t: list[Tensor]) -> Tensor:

@@ -469,6 +469,10 @@ def test_never_a_false_proof(first: int, record_property: Callable[[str, object]
         true = brute_force(lambda s: net(s, *net.tensors), state, order)  # noqa: B023
         index = torch.full(true.shape, -1.0) if isinstance(fact, Concrete) else fact.index
         assert bool((index >= true).all()), f"seed {seed}: {net.names}"
+        head, table = picking_head(net(state, *net.tensors), order)
+        proof = prove(graph, head, slots, table, values, {})
+        assert not proof.holds or all(bool((true[:, :, c] < t).all()) for t, c in enumerate(order))
+        assert proof.holds or proof.reason.startswith("slot ")
         tight += torch.equal(index, true)
     record_property("tight", f"{tight} of 40")
     assert tight >= 30
