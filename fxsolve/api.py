@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fxsolve.bits import same_bits
 from fxsolve.capture import Recording, record
 from fxsolve.codegen import Executable
-from fxsolve.errors import CaptureError, FallbackWarning, ScheduleError, VerificationError
+from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
 from fxsolve.explain import explain
 from fxsolve.guards import Guards
 from fxsolve.ir import Program, Recurrence, to_text
@@ -138,15 +138,9 @@ class Compiler:
         leaves = executable.inputs(flat)
         try:
             values = executable.values(leaves)
-        except NotSolved as error:
+        except Exception as error:  # not solved, or an error that the original raises in its own words
             set_generator_states(states)
-            entry.failures += 1
-            if entry.failures >= GIVE_UP_AFTER:
-                entry.executable = None
-                entry.choice = f"the original runs: after {entry.failures} calls in a row without a certificate ({error})"
-            result = self.fn(*args, **kwargs)
-            self.solution = Solution((), time.perf_counter() - start, str(error))
-            return result
+            return self.instead(entry, str(error), args, kwargs, start)
         entry.failures = 0
         if self.options.verify == "always":
             after = generator_states(flat)
@@ -160,6 +154,18 @@ class Compiler:
         if entry.spec is None:
             return results[0]
         return rebuilt(results, entry)
+
+    def instead(self, entry: Entry, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        """Runs the original for this call; after a few such calls in a row, for good."""
+        entry.failures += 1
+        result = self.fn(*args, **kwargs)
+        if entry.failures >= GIVE_UP_AFTER:
+            entry.rejected, entry.executable = entry.executable, None
+            entry.choice = f"the original runs: {entry.failures} calls in a row were not solved in parallel: {reason}"
+            if self.options.fallback:
+                self.warn(reason)
+        self.solution = Solution((), time.perf_counter() - start, reason)
+        return result
 
     # -- the first call: the pipeline -------------------------------------------------------------
 
@@ -199,10 +205,13 @@ class Compiler:
                 self.compare(executable, values, tensors_of(recording.result))
             self.choose(entry, executable, leaves, args, kwargs, before, recording)
             clock("time")
-        except (NotSolved, CaptureError, VerificationError) as error:
-            if isinstance(error, VerificationError) and not self.options.fallback:
+        except Exception as error:  # whatever goes wrong here, the user's call has its result
+            if isinstance(error, FxsolveError) and not self.options.fallback:
                 raise
-            return self.keep_original(entry, str(error), recording.result, start)
+            known = isinstance(error, (NotSolved, FxsolveError))
+            reason = str(error) if known else f"internal error, please report it: {type(error).__name__}: {error}"
+            entry.executable = None
+            return self.keep_original(entry, reason, recording.result, start)
         finally:
             set_generator_states(after)
         entry.spec = None if recording.spec == LEAF_SPEC else recording.spec

@@ -445,7 +445,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     arguments = [(i, a) for i, a in enumerate(flat) if isinstance(a, torch.Tensor)]
     recorder = Recorder(arguments, known)
     python_state, numpy_state = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr]
-    autocast = torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+    autocast = any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     if autocast:
         torch.clear_autocast_cache()
     with no_garbage_collection(), watched_doors(recorder), recorder:

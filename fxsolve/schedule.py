@@ -28,7 +28,8 @@ from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
 
 Tensors = Sequence[torch.Tensor]
 BLOCKS = (32, 64, 128, 256, 512)
-WARMUPS = (16, 32, 64, 128, 256)
+WARMUPS = (16, 24, 32, 48, 64, 96, 128, 256)
+GOOD_RESIDUAL = 2.0  # units; what a schedule may leave is close to what one step's own rounding is
 SWEEP_LIMIT = 4
 PROMISING = 1.5  # a candidate this much slower than the best at first sight is not timed again
 PAYS = 0.95
@@ -152,9 +153,7 @@ class BlockRunner(torch.nn.Module):
             return self.sequential(reason)
         self.fixed = lowered
         solver = self.forced or Jacobi()
-        return Plan(
-            solver, "FixedPoint", reason if reason else "proved causal: each slot depends on earlier slots only"
-        )
+        return Plan(solver, "FixedPoint", reason if reason else "proved causal: each slot depends on earlier slots only")
 
     def differing_bits(
         self, lowered: LoweredFixedPoint, found: FixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors
@@ -203,15 +202,17 @@ class BlockRunner(torch.nn.Module):
         if length < 4 * WARMUPS[0]:
             return self.sequential(f"{length} equations are too few to cut into blocks")
 
-        def attempt(solver: Solver, limit: int) -> None:
-            lowered.solve(solver, initial, stacked, consts, limit)
+        def attempt(solver: Solver, limit: int) -> float:
+            return lowered.solve(solver, initial, stacked, consts, limit)[1]["residual"]
 
         tried: list[Candidate] = []
         warmup = None
         lowered.threads = 1
         for candidate in (w for w in WARMUPS if length >= 4 * w):
             try:
-                attempt(JacobiGS(max(candidate, min(64, length // 4)), candidate), 1)
+                residual = attempt(JacobiGS(max(candidate, min(64, length // 4)), candidate), 1)
+                if residual > GOOD_RESIDUAL:
+                    raise NotSolved(f"certified with a residual of {residual:.2g} units, more than rounding explains")
             except NotSolved as error:
                 tried.append(Candidate(f"a warm-up of {candidate} steps", None, str(error)))
                 continue
@@ -221,7 +222,7 @@ class BlockRunner(torch.nn.Module):
             plan = self.sequential(f"no parallel schedule is certified: {tried[-1].note}")
             return replace(plan, candidates=tuple(tried))
         best: tuple[float, Solver] | None = None
-        for block in (b for b in BLOCKS if b >= warmup and length >= 4 * b or b == warmup):
+        for block in sorted({b for b in BLOCKS if b > warmup and length >= 4 * b} | {warmup}):
             solver = JacobiGS(block, warmup)
             try:
                 attempt(solver, SWEEP_LIMIT)  # generates the code

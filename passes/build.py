@@ -252,7 +252,8 @@ class Builder:
         block, initial, stacked, consts = step.run(f"block{number}")
         self.blocks[block.name] = block
         source = block.source
-        call = self.graph.create_node("call_module", block.name, (tuple(initial), tuple(stacked), tuple(consts)), name=block.name)
+        groups = (tuple(initial), tuple(stacked), tuple(consts))
+        call = self.graph.create_node("call_module", block.name, groups, name=block.name)
         types = [*step.carry_types, *(fresh((loop.count, *t.shape), t) for t in step.output_types)]
         call.meta.update(type=tuple(types), source=source)
         for i, key in enumerate(step.carry_keys):

@@ -1,11 +1,13 @@
-"""Dead rows and common subexpressions of a tape.
+"""Dead rows and repeated invariants of a tape.
 
-    v = f(a); w = f(a); return w          -->   v = f(a); return v
+    v = f(a); w = g(a); return w          -->   w = g(a); return w
     loop: m = W * mask; y = m @ x         -->   m = W * mask; loop: y = m @ x
 
 A row is dead when nothing that is returned, mutated or guarded needs it; random draws stay, dead or not, because the
-generator must end where eager leaves it. Rows that are met again, and that need nothing but leaves and such rows, move to
-the front: so a transposed or masked weight leaves the loop that computes it anew in every iteration.
+generator must end where eager leaves it. Rows that are met again, and that need nothing but leaves and such rows, are
+computed once, at the front: so a transposed or masked weight leaves the loop that computes it anew in every iteration.
+Rows with numbers stay where they are, because a number may be the loop's own index; what does not change in a step is
+found once the step is known (fxsolve.passes.hoist_invariants).
 """
 
 from __future__ import annotations
@@ -19,11 +21,10 @@ NAME = "clean"
 
 
 def clean(tape: Tape) -> Tape:
-    """The same program with each value computed once, invariants first, and nothing computed in vain."""
+    """The same program with repeated invariants computed once, first, and nothing computed in vain."""
     random = [is_random(symbol) for symbol in tape.symbols.items]
-    alias, repeated = common_values(tape, random)
+    alias, early = repeated_invariants(tape, random)
     live = live_rows(tape, alias, random)
-    early = invariant_rows(tape, alias, repeated, random)
     order = [row for row in live if row in early] + [row for row in live if row not in early]
     return rebuilt(tape, alias, order)
 
@@ -37,23 +38,36 @@ def is_random_target(target: object) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) or target in (prims.draw, prims.draws)
 
 
-def common_values(tape: Tape, random: list[bool]) -> tuple[list[int], set[int]]:
-    """For each value the first value that equals it, and the rows that were met again."""
+def repeated_invariants(tape: Tape, random: list[bool]) -> tuple[list[int], set[int]]:
+    """For each value the first one that is known to equal it, and the rows that move to the front."""
     alias = list(range(len(tape.value_type)))
-    seen: dict[object, int] = {}
-    repeated: set[int] = set()
-    for row, symbol in enumerate(tape.symbol):
-        if random[symbol]:
+    met: dict[object, list[int]] = {}
+    invariant = [not (random[s] or numbers) for s, numbers in zip(tape.symbol, tape.numbers, strict=True)]
+    for row, inputs in enumerate(tape.inputs):
+        if not invariant[row]:
             continue
-        key = (symbol, tuple([alias[v] for v in tape.inputs[row]]), tape.numbers[row])
-        if tape.numbers[row]:
-            key += (tuple(map(repr, tape.numbers[row])),)  # 1 and 1.0, 0.0 and -0.0 differ
-        earlier = seen.setdefault(key, row)
-        if earlier != row:
-            repeated.add(earlier)
-            for i in range(len(tape.symbols.items[symbol].outputs)):
-                alias[tape.first[row] + i] = tape.first[earlier] + i
-    return alias, repeated
+        producers = [tape.value_row[alias[v]] for v in inputs]
+        if not all(p < 0 or invariant[p] for p in producers):
+            invariant[row] = False
+            continue
+        rows = met.setdefault((tape.symbol[row], tuple([alias[v] for v in inputs])), [])
+        rows.append(row)
+        set_alias(tape, alias, row, rows[0])
+    early: set[int] = set()
+    for rows in met.values():
+        producers = [tape.value_row[alias[v]] for v in tape.inputs[rows[0]]]
+        if len(rows) > 1 and all(p < 0 or p in early for p in producers):
+            early.add(rows[0])
+        else:
+            for row in rows:
+                set_alias(tape, alias, row, row)
+    return alias, early
+
+
+def set_alias(tape: Tape, alias: list[int], row: int, other: int) -> None:
+    """Makes the results of a row those of another one."""
+    for i in range(len(tape.symbols.items[tape.symbol[row]].outputs)):
+        alias[tape.first[row] + i] = tape.first[other] + i
 
 
 def live_rows(tape: Tape, alias: list[int], random: list[bool]) -> list[int]:
@@ -72,15 +86,6 @@ def live_rows(tape: Tape, alias: list[int], random: list[bool]) -> list[int]:
                 if producer >= 0:
                     needed[producer] = 1
     return [row for row, mark in enumerate(needed) if mark]
-
-
-def invariant_rows(tape: Tape, alias: list[int], repeated: set[int], random: list[bool]) -> set[int]:
-    early: set[int] = set()
-    for row in sorted(repeated):
-        producers = [tape.value_row[alias[v]] for v in tape.inputs[row]]
-        if all(p < 0 or p in early for p in producers):
-            early.add(row)
-    return early
 
 
 def rebuilt(tape: Tape, alias: list[int], order: list[int]) -> Tape:

@@ -8,13 +8,17 @@ storage's last content; who reads a region gets the value that was written there
 before the writes that do not touch the region. In a recorded program all regions are concrete, so an owner map (element ->
 number of the last write) decides. In-place code such as `y[:, t] = a * y[:, t-1] + b * y[:, t-2]` turns into dataflow
 between values, and writes that nobody reads are dead.
+
+    x[:, i][:, j]                        -->   read(x, region i, j)
+
+A view of a view becomes one read, with one number: a loop over rows and columns then reads alike at every place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,7 @@ from fxsolve.tape import Leaf, Mark, Output, Symbol, Tape, fill
 
 aten = torch.ops.aten
 NAME = "functionalize"
+REGIONS = (aten.select.int, aten.slice.Tensor, prims.read)
 
 
 def functionalize(tape: Tape) -> Tape:
@@ -38,6 +43,7 @@ def functionalize(tape: Tape) -> Tape:
 class Content:
     """What a written storage holds: its value now and after each write, and who wrote each element last."""
 
+    start: int  # where it begins in the storage
     type: TensorType
     type_id: int
     history: list[int]
@@ -70,6 +76,7 @@ class Functionalizer:
         self.twins: dict[int, Twin] = {}
         self.twin_symbols: dict[Any, int] = {}
         self.same_symbol: dict[int, int] = {}
+        self.viewed: dict[int, tuple[int, int]] = {}  # new value of a view -> what it is a view of, and where that begins
         self.known_types: dict[Any, tuple[int, ...]] = {}
         self.row = 0
 
@@ -99,12 +106,35 @@ class Functionalizer:
             number = self.same_symbol.get(old.symbol[row])
             if number is None:
                 number = self.same_symbol[old.symbol[row]] = new.symbols(symbol)
+            if symbol.target in REGIONS and self.merge_views(inputs[0]):
+                return
         else:
             outputs = self.result_types(symbol.target, symbol.args, symbol.kwargs, types, old.numbers[row])
             number = new.intern(symbol.target, symbol.args, symbol.kwargs, types, outputs, symbol.listed)
         values = new.append(number, inputs, old.numbers[row], old.source[row])
         for i, value in enumerate(values):
             self.define(old.first[row] + i, value)
+
+    def merge_views(self, shown: int) -> bool:
+        """View of a view --> read. Notes what a view of a whole tensor shows."""
+        old, row = self.old, self.row
+        handle = old.first[row]
+        cell, start = old.place[handle]
+        if old.cells[cell].written:
+            return False
+        base, begin = self.viewed.get(shown, (-1, 0))
+        if base < 0:
+            self.viewed[self.next_value()] = (shown, old.place[old.inputs[row][0]][1])
+            return False
+        kind = old.type_of(handle)
+        args = (Mark.TENSOR, kind.shape, kind.stride, Mark.INT)
+        value = self.new.call(prims.read, args, old.value_type[handle], (base,), (start - begin,), old.source[row])
+        self.viewed[value] = (base, begin)
+        self.define(handle, value)
+        return True
+
+    def next_value(self) -> int:
+        return len(self.new.value_type)
 
     def shows_a_part(self, old_value: int) -> bool:
         """Whether a result is a view of a part of a written storage."""
@@ -117,16 +147,16 @@ class Functionalizer:
         place = self.old.place.get(old_value)
         if place is None or not self.old.cells[place[0]].written:
             return
-        cell = self.old.cells[place[0]]
-        key = (place[1], self.old.value_type[old_value])
+        type_id = self.old.value_type[old_value]
         content = self.content.get(place[0])
         if content is None:
             kind = self.old.type_of(old_value)
             if not dense(kind):
                 raise CaptureError(f"in-place writes to a tensor with strides {kind.stride} (gaps or overlaps): {self.where()}")
-            cell.offset = place[1]
-            content = self.content[place[0]] = Content(kind, key[1], [value])
-        content.known[key] = (value, content.writes)
+            content = self.content[place[0]] = Content(place[1], kind, type_id, [value])
+        if self.old.type_of(old_value).dtype != content.type.dtype:
+            raise CaptureError(f"a storage that is written in place is seen with two dtypes: {self.where()}")
+        content.known[(place[1] - content.start, type_id)] = (value, content.writes)
 
     # -- reads ------------------------------------------------------------------------------------
 
@@ -136,33 +166,38 @@ class Functionalizer:
         content = None if place is None else self.content.get(place[0])
         if place is None or content is None:
             return self.value[old_value]
-        key = (place[1], self.old.value_type[old_value])
-        value, count = content.known.get(key, (-1, -1))
-        if count == content.writes:
-            return value
-        last = self.last_write(content, place, key[1])
-        if value < 0 or last > count:
-            value = self.read_region(content, place, key[1], last)
-        content.known[key] = (value, content.writes)
+        offset, type_id = place[1] - content.start, self.old.value_type[old_value]
+        value = self.held(content, offset, type_id)
+        if value < 0:
+            value = self.read_region(content, offset, type_id, self.last_write(content, offset, type_id))
+            content.known[(offset, type_id)] = (value, content.writes)
         return value
 
-    def last_write(self, content: Content, place: tuple[int, int], type_id: int) -> int:
+    def held(self, content: Content, offset: int, type_id: int) -> int:
+        """The value that is known to stand in a region now; -1 for none."""
+        value, count = content.known.get((offset, type_id), (-1, -1))
+        if value < 0 or count == content.writes:
+            return value
+        if self.last_write(content, offset, type_id) > count:
+            return -1
+        content.known[(offset, type_id)] = (value, content.writes)
+        return value
+
+    def last_write(self, content: Content, offset: int, type_id: int) -> int:
         """The number of the last write that touched a region: 0 for none."""
         if content.owner is None:
             return 0
-        return int(self.owners(content, place, type_id).max(initial=0))
+        return int(self.owners(content, offset, type_id).max(initial=0))
 
-    def owners(self, content: Content, place: tuple[int, int], type_id: int) -> np.ndarray:
+    def owners(self, content: Content, offset: int, type_id: int) -> np.ndarray:
         assert content.owner is not None
         kind = self.old.types.items[type_id]
-        start = place[1] - self.old.cells[place[0]].offset
         strides = [s * content.owner.itemsize for s in kind.stride]
-        return np.ndarray(kind.shape, content.owner.dtype, content.owner, start * content.owner.itemsize, strides)
+        return np.ndarray(kind.shape, content.owner.dtype, content.owner, offset * content.owner.itemsize, strides)
 
-    def read_region(self, content: Content, place: tuple[int, int], type_id: int, last: int) -> int:
+    def read_region(self, content: Content, start: int, type_id: int, last: int) -> int:
         base = content.history[last]
         kind = self.old.types.items[type_id]
-        start = place[1] - self.old.cells[place[0]].offset
         if type_id == content.type_id and start == 0:
             return base
         args = (Mark.TENSOR, kind.shape, kind.stride, Mark.INT)
@@ -284,9 +319,11 @@ class Functionalizer:
         content = self.content[place[0]]
         type_id = self.old.value_type[handle]
         kind = self.old.types.items[type_id]
-        if len(set(kind.shape)) and not injective(kind):
+        if not injective(kind):
             raise CaptureError(f"an in-place write to an expanded tensor: {self.where()}")
-        start = place[1] - self.old.cells[place[0]].offset
+        start = place[1] - content.start
+        if self.held(content, start, type_id) == value:
+            return  # `x[:, t] += v` writes twice
         number = content.writes + 1
         if kind.numel == content.type.numel:
             same_layout = type_id == content.type_id == self.new.value_type[value]
@@ -296,10 +333,10 @@ class Functionalizer:
         else:
             if content.owner is None:
                 content.owner = np.zeros(content.type.numel, dtype=np.int32)
-            self.owners(content, place, type_id)[...] = number
+            self.owners(content, start, type_id)[...] = number
             content.history.append(self.write_call(content, value, kind, start))
-            content.known[(self.old.cells[place[0]].offset, content.type_id)] = (content.history[-1], number)
-        content.known[(place[1], type_id)] = (value, number)
+            content.known[(0, content.type_id)] = (content.history[-1], number)
+        content.known[(start, type_id)] = (value, number)
 
     def write_call(self, content: Content, value: int, kind: TensorType, start: int) -> int:
         args = (Mark.TENSOR, Mark.TENSOR, kind.shape, kind.stride, Mark.INT)
@@ -313,10 +350,13 @@ class Functionalizer:
         new = self.new
         for cell_number, content in self.content.items():
             cell = self.old.cells[cell_number]
-            if cell.leaf >= 0 and content.writes:
+            outside = cell.leaf >= 0 and self.old.leaves[cell.leaf].kind != "constant"
+            if outside and content.writes:
                 new.mutations.append((cell.leaf, content.history[-1]))
         for out in self.old.outputs:
-            new.outputs.append(Output(self.read(out.value), out.leaf, out.region, self.old.place[out.value][0]))
+            constant = out.leaf >= 0 and self.old.leaves[out.leaf].kind == "constant"
+            leaf, region = (-1, None) if constant else (out.leaf, out.region)
+            new.outputs.append(Output(self.read(out.value), leaf, region, self.old.place[out.value][0]))
 
     def where(self) -> str:
         return self.old.sources.items[self.old.source[self.row]]
@@ -364,12 +404,12 @@ def count(template: Any, mark: Mark) -> int:
     return sum([count(t, mark) for t in template]) if type(template) is tuple else 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def keyword_only(op: Any) -> frozenset[str]:
     return frozenset(a.name for a in op._schema.arguments if a.kwarg_only)
 
 
-@lru_cache(maxsize=None)
+@cache
 def functional_twin(op: Callable[..., Any]) -> Any:
     """The overload that computes what an in-place or out= overload writes: same argument names, nothing mutated."""
     schema = op._schema  # type: ignore[attr-defined]

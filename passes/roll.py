@@ -11,25 +11,32 @@ each iteration, every input is one of
 - stacked: another value from before the loop in each iteration.
 
 Numbers that differ between iterations become columns of a table. Iterations that differ at either end are peeled: they
-stay plain rows. The loop is cut where the least data crosses, so that the carried state is as small as it can be.
+stay plain rows. The loop is cut where the least data crosses, so that the carried state is as small as it can be. Of all
+the loops that are found, at all periods, the disjoint ones that leave the shortest program are kept: an inner loop
+becomes part of the step of an outer one where that is shorter.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
+from fxsolve import prims
 from fxsolve.tape import Tape
 
 NAME = "roll"
 
 MIN_ITERATIONS = 4
 MIN_ROWS = 16  # in all: less is not worth a block
+BLOCK = 16.0  # rows: what one more block costs
 CANDIDATES = 48
 OCCURRENCES = 6
-SAME = 1.02  # a period must save 2 % more than a shorter one to be preferred
+ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -60,185 +67,298 @@ class Column:
 
 def roll(tape: Tape) -> list[Loop]:
     """The loops of a tape in order, disjoint; the rest are plain rows."""
-    symbols = np.asarray(tape.symbol, dtype=np.int64)
-    loops: list[Loop] = []
-    pending = [(0, len(tape.symbol))]
+    flow = Flow.of(tape)
+    runs: list[Run] = []
+    pending = [(0, len(tape))]
     while pending:
         low, high = pending.pop()
-        if high - low < MIN_ITERATIONS:
-            continue
-        found = best_loops(tape, symbols, low, high)
-        loops += found
-        edges = [low, *(row for loop in found for row in (loop.start, loop.stop)), high]
+        found = shortest_program(runs_between(flow, low, high))
+        runs += found
+        edges = [low, *(row for run in found for row in (run.start, run.stop)), high]
         if found:
             pending += list(zip(edges[::2], edges[1::2], strict=True))
-    return sorted(loops, key=lambda loop: loop.start)
+    return [loop_of(tape, flow, run) for run in sorted(runs, key=lambda run: run.start)]
 
 
-def best_loops(tape: Tape, symbols: np.ndarray, low: int, high: int) -> list[Loop]:
-    """The loops of one period, between two rows, that save the most sequential work."""
-    best: list[Loop] = []
-    saved = 0.0
-    for possible, period, runs in candidate_periods(symbols[low:high]):
-        if possible <= saved * SAME:
-            break
-        loops = [loop for start, length in runs if (loop := verified(tape, low + start, length, period)) is not None]
-        now = sum(savings(loop.count * period, period) for loop in loops)
-        if now > saved * SAME:
-            best, saved = loops, now
-    return best
+@dataclass(frozen=True)
+class Run:
+    """A loop without its columns and numbers."""
+
+    start: int
+    period: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.period * self.count
+
+    @property
+    def saved(self) -> float:
+        """By how many rows a program is shorter for it; of a period and its multiples the period saves more."""
+        return (self.count - 1.1) * self.period - BLOCK
 
 
-def savings(rows: int, period: int) -> float:
-    """Rows that a rolled loop covers less those that stay sequential: a loop of few long steps is worth less."""
-    return rows * (1 - period / rows)
+@dataclass(frozen=True)
+class Stretch:
+    """Rows whose symbols repeat: symbol[k] == symbol[k + period]."""
+
+    start: int
+    stop: int
+    period: int
+
+    @property
+    def saved(self) -> float:
+        """What the stretch would save if it were one loop."""
+        return Run(self.start, self.period, (self.stop - self.start) // self.period).saved
 
 
-def candidate_periods(symbols: np.ndarray) -> list[tuple[float, int, list[tuple[int, int]]]]:
-    """(savings, period, its periodic stretches (start, rows)), best first; within 2 % the shorter period comes first."""
+@dataclass(frozen=True)
+class Flow:
+    """A tape's dataflow as arrays: row k takes inputs[input_start[k]:input_start[k+1]] and gives values from first[k] on."""
+
+    symbols: np.ndarray
+    inputs: np.ndarray
+    input_start: np.ndarray
+    first: np.ndarray  # one more than rows
+    size: np.ndarray  # elements of each value
+    idle: np.ndarray  # rows that compute nothing: views
+
+    @staticmethod
+    def of(tape: Tape) -> Flow:
+        numel = [max(1, kind.numel) for kind in tape.types.items] + [1]  # the last one is that of absent results
+        idle = np.asarray([is_view(symbol.target) for symbol in tape.symbols.items], dtype=bool)
+        symbols = np.asarray(tape.symbol, dtype=np.int64)
+        return Flow(
+            symbols,
+            np.asarray([v for inputs in tape.inputs for v in inputs], dtype=np.int64),
+            np.concatenate(([0], np.cumsum([len(inputs) for inputs in tape.inputs], dtype=np.int64))),
+            np.asarray([*tape.first, len(tape.value_type)], dtype=np.int64),
+            np.asarray(numel, dtype=np.int64)[tape.value_type],
+            idle[symbols] if len(symbols) else np.zeros(0, dtype=bool),
+        )
+
+    def step(self, start: int, period: int) -> tuple[int, int]:
+        """The first value of an iteration, and how many values it makes."""
+        return int(self.first[start]), int(self.first[start + period] - self.first[start])
+
+    def matrix(self, start: int, count: int, period: int) -> np.ndarray:
+        """(iterations, inputs of a step): the values that go in."""
+        return self.inputs[self.input_start[start] : self.input_start[start + count * period]].reshape(count, -1)
+
+
+@cache
+def is_view(target: Any) -> bool:
+    """Whether a call only shows its input in another way."""
+    if target is prims.read:
+        return True
+    schema = getattr(target, "_schema", None)
+    return schema is not None and any(a.alias_info is not None and not a.alias_info.is_write for a in schema.returns)
+
+
+# -- which loops ------------------------------------------------------------------------------------
+
+
+def shortest_program(runs: list[Run]) -> list[Run]:
+    """The disjoint runs that save most in all (weighted interval scheduling), in order."""
+    runs = sorted(runs, key=lambda run: run.stop)
+    stops = [run.stop for run in runs]
+    best: list[tuple[float, int]] = [(0.0, -1)]  # after k runs: rows saved, the last run taken
+    for k, run in enumerate(runs):
+        before = bisect_right(stops, run.start, hi=k)
+        saved = best[before][0] + run.saved
+        best.append((saved, k) if saved > best[-1][0] else best[-1])
+    taken: list[Run] = []
+    k = len(runs)
+    while best[k][1] >= 0:
+        taken.append(runs[best[k][1]])
+        k = bisect_right(stops, taken[-1].start, hi=best[k][1])
+    return taken[::-1]
+
+
+def runs_between(flow: Flow, low: int, high: int) -> list[Run]:
+    """Loops between two rows, of all periods that could save more than the loops found before them."""
+    found: list[Run] = []
+    tried: set[tuple[int, int]] = set()
+    pending = stretches(flow.symbols[low:high], low)
+    while pending:
+        pending.sort(key=lambda each: (round(50 * np.log(max(each.saved, 1.0))), -each.period))
+        most = pending.pop()
+        inside = sum(run.saved for run in found if most.start <= run.start and run.stop <= most.stop)
+        if most.saved <= max(inside * 1.02, 0.0) or (most.start, most.period) in tried:
+            continue
+        tried.add((most.start, most.period))
+        pending += [Stretch(most.start, most.stop, most.period * multiple) for multiple in multiples(flow, most)]
+        found += loops_inside(flow, most)
+    return found
+
+
+def stretches(symbols: np.ndarray, low: int) -> list[Stretch]:
+    """The periodic stretches of symbols, for the most frequent distances of equal symbols; the first row is `low`."""
     gaps: Counter[int] = Counter()
     order = np.argsort(symbols, kind="stable")
-    for back in range(1, OCCURRENCES + 1):
-        if len(order) <= back:
-            break
+    for back in range(1, min(OCCURRENCES + 1, len(order))):
         same = symbols[order[back:]] == symbols[order[:-back]]
-        distance = (order[back:] - order[:-back])[same]
-        values, counts = np.unique(distance, return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            gaps[value] += count
+        values, counts = np.unique((order[back:] - order[:-back])[same], return_counts=True)
+        gaps.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     found = []
     for period, _ in gaps.most_common(CANDIDATES):
-        equal = stretches(symbols[period:] == symbols[:-period])
-        enough = max(MIN_ITERATIONS * period, MIN_ROWS)
-        runs = [(start, length + period) for start, length in equal if length + period >= enough]
-        if runs:
-            found.append((sum(savings(rows, period) for _, rows in runs), period, runs))
-    most = max((possible for possible, _, _ in found), default=0.0)
-    return sorted(found, key=lambda each: (round(50 * (1 - each[0] / most)), each[1]))
+        equal = symbols[period:] == symbols[:-period]
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], equal.astype(np.int8), [0]))))
+        starts, stops = edges[::2] + low, edges[1::2] + period + low
+        enough = np.flatnonzero(stops - starts >= max(MIN_ITERATIONS * period, MIN_ROWS))
+        found += [Stretch(int(starts[k]), int(stops[k]), period) for k in enough]
+    return found
 
 
-def stretches(flags: np.ndarray) -> list[tuple[int, int]]:
-    """Start and length of the stretches of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
-    return list(zip(edges[::2].tolist(), (edges[1::2] - edges[::2]).tolist(), strict=True))
+def multiples(flow: Flow, stretch: Stretch) -> list[int]:
+    """Multiples of a period at which the dataflow may repeat where it does not repeat at the period itself."""
+    count = (stretch.stop - stretch.start) // stretch.period
+    step = flow.step(stretch.start, stretch.period)
+    inputs = flow.matrix(stretch.start, count, stretch.period)
+    bad = np.flatnonzero(~np.logical_and.reduce([column.good for column in kinds(inputs, *step)], axis=0, initial=True))
+    guesses = Counter(np.diff(bad).tolist())
+    middle = count // 2
+    for column in inputs.T:
+        again = np.flatnonzero(column[middle + 1 :] == column[middle])
+        if len(again):
+            guesses[int(again[0]) + 1] += 1
+    return [gap for gap, _ in guesses.most_common(4) if 1 < gap <= count // MIN_ITERATIONS]
 
 
-def verified(tape: Tape, start: int, rows: int, period: int) -> Loop | None:
-    """The largest loop inside a periodic stretch of symbols whose dataflow repeats as well, cut where least crosses."""
-    narrowed = narrow(tape, start, rows, period)
-    if narrowed is None:
+# -- one loop ---------------------------------------------------------------------------------------
+
+
+def loops_inside(flow: Flow, stretch: Stretch) -> list[Run]:
+    """The disjoint loops of a stretch whose symbols repeat."""
+    found = []
+    pending = [(stretch.start, stretch.stop)]
+    while pending:
+        low, high = pending.pop()
+        run = verified(flow, low, high, stretch.period)
+        if run is not None:
+            found.append(run)
+            pending += [(low, run.start), (run.stop, high)]
+    return [run for run in found if not flow.idle[run.start : run.start + run.period].all()]
+
+
+def verified(flow: Flow, start: int, stop: int, period: int) -> Run | None:
+    """The loop around the middle of a stretch of symbols whose dataflow repeats as well, cut where least crosses."""
+    run = narrow(flow, start, (stop - start) // period, period)
+    if run is None:
         return None
-    start, rows = narrowed
-    shift = cheapest_cut(tape, start, rows // period, period)
-    narrowed = narrow(tape, start + shift, rows - shift, period)
-    if narrowed is None:
+    shift = cheapest_cut(flow, run)
+    if shift:
+        # The rows before the cut may complete an iteration with rows that the first try left over.
+        start += (run.start + shift - start) % period
+        run = narrow(flow, start, (stop - start) // period, period)
+    if run is None or run.count * period < MIN_ROWS or columns_of(flow, run) is None:
         return None
-    start, rows = narrowed
-    count = rows // period
-    inputs = input_matrix(tape, start, count, period)
-    columns = classify(inputs, tape.first[start], values_per_step(tape, start, period))
-    if columns is None:
-        return None
-    numbers = np.empty((count, sum(len(tape.numbers[start + j]) for j in range(period))), dtype=object)
-    for r in range(count):
-        first = start + r * period
-        numbers[r, :] = [n for row in tape.numbers[first : first + period] for n in row]
-    return Loop(start, period, count, tuple(columns), numbers)
+    return run
 
 
-def narrow(tape: Tape, start: int, rows: int, period: int) -> tuple[int, int] | None:
-    """The part of a stretch in which the dataflow repeats; whole iterations may be lost at either end."""
-    for _ in range(4):
-        count = rows // period
+def narrow(flow: Flow, start: int, count: int, period: int) -> Run | None:
+    """The iterations of a stretch in which the dataflow repeats; whole ones may be lost at either end."""
+    for _ in range(ROUNDS):
         if count < MIN_ITERATIONS:
             return None
-        step_values = values_per_step(tape, start, period)
-        inputs = input_matrix(tape, start, count, period)
-        first = tape.first[start]
-        low, high = consistent_range(inputs, first, step_values)
-        if high - low < MIN_ITERATIONS:
-            return None
+        low, high = consistent_range(flow.matrix(start, count, period), *flow.step(start, period))
         if (low, high) == (0, count):
-            return start, rows
-        start, rows = start + low * period, (high - low) * period
+            return Run(start, period, count)
+        start, count = start + low * period, high - low
     return None
 
 
-def values_per_step(tape: Tape, start: int, period: int) -> int:
-    return sum(len(tape.symbols.items[tape.symbol[start + j]].outputs) for j in range(period))
+@dataclass(frozen=True)
+class Kind:
+    """Where a column's middle value comes from, and in which iterations it is of that kind."""
+
+    distance: int  # -1: from before the loop
+    position: int
+    good: np.ndarray
 
 
-def input_matrix(tape: Tape, start: int, count: int, period: int) -> np.ndarray:
-    """(iterations, inputs of a step): the values that go in."""
-    flat = [v for row in tape.inputs[start : start + count * period] for v in row]
-    return np.asarray(flat, dtype=np.int64).reshape(count, -1)
-
-
-def consistent_range(inputs: np.ndarray, first: int, step_values: int) -> tuple[int, int]:
-    """The iterations, around the middle one, in which every column keeps its kind."""
+def kinds(inputs: np.ndarray, first: int, size: int) -> list[Kind]:
+    """The kind of each column, judged by its middle iteration."""
     count = len(inputs)
-    low, high = 0, count
-    base = first + step_values * np.arange(count)
+    base = first + size * np.arange(count)
     middle = count // 2
+    found = []
     for column in inputs.T:
-        relative = column - base
-        if column[middle] >= first:
+        value = column[middle]
+        if value >= first:
+            relative = column - base
+            distance = max(0, -(int(relative[middle]) // size))
             good = relative == relative[middle]
-            distance = max(0, -(int(relative[middle]) // step_values))
             good[:distance] |= column[:distance] < first
-        elif column[middle] == column[max(middle - 1, 0)] or column[middle] == column[min(middle + 1, count - 1)]:
-            good = column == column[middle]
+            found.append(Kind(distance, int(relative[middle]) + distance * size, good))
+        elif value == column[max(middle - 1, 0)] or value == column[min(middle + 1, count - 1)]:
+            found.append(Kind(-1, 0, column == value))
         else:
-            good = column < first
-        bad_before = np.flatnonzero(~good[:middle])
-        bad_after = np.flatnonzero(~good[middle:])
-        low = max(low, int(bad_before[-1]) + 1 if len(bad_before) else 0)
-        high = min(high, middle + int(bad_after[0]) if len(bad_after) else count)
+            found.append(Kind(-1, 0, column < first))
+    return found
+
+
+def consistent_range(inputs: np.ndarray, first: int, size: int) -> tuple[int, int]:
+    """The iterations, around the middle one, in which every column keeps its kind."""
+    low, high = 0, len(inputs)
+    middle = high // 2
+    for column in kinds(inputs, first, size):
+        before = np.flatnonzero(~column.good[:middle])
+        after = np.flatnonzero(~column.good[middle:])
+        low = max(low, int(before[-1]) + 1 if len(before) else 0)
+        high = min(high, middle + int(after[0]) if len(after) else high)
     return low, high
 
 
-def classify(inputs: np.ndarray, first: int, step_values: int) -> list[Column] | None:
-    """The kind of each column; None if a column is none of the kinds."""
-    count = len(inputs)
-    base = first + step_values * np.arange(count)
+def columns_of(flow: Flow, run: Run) -> list[Column] | None:
+    """The columns of a loop; None if one is none of the kinds."""
+    inputs = flow.matrix(run.start, run.count, run.period)
     columns = []
-    for column in inputs.T:
-        relative = column - base
-        last = int(relative[-1])
-        if column[-1] >= first:
-            distance = max(0, -(last // step_values))
-            if not (relative[distance:] == last).all() or (column[:distance] >= first).any():
-                return None
-            position = last + distance * step_values
-            kind = "carried" if distance else "local"
-            columns.append(Column(kind, position, distance, values=tuple(column[:distance].tolist())))
+    for column, kind in zip(inputs.T, kinds(inputs, *flow.step(run.start, run.period)), strict=True):
+        if not kind.good.all():
+            return None
+        if kind.distance >= 0:
+            name = "carried" if kind.distance else "local"
+            columns.append(Column(name, kind.position, kind.distance, values=tuple(column[: kind.distance].tolist())))
         elif (column == column[0]).all():
             columns.append(Column("invariant", value=int(column[0])))
-        elif (column < first).all() and len(np.unique(column)) == count:
+        elif len(np.unique(column)) == run.count:
             columns.append(Column("stacked", values=tuple(column.tolist())))
         else:
             return None
     return columns
 
 
-def cheapest_cut(tape: Tape, start: int, count: int, period: int) -> int:
-    """How many rows to shift the cut between iterations, so that the fewest bytes cross it."""
-    step_values = values_per_step(tape, start, period)
-    first = tape.first[start]
-    inputs = input_matrix(tape, start, count, period)[-1] - (first + step_values * (count - 1))
-    consumer = np.repeat(np.arange(period), [len(tape.inputs[start + j]) for j in range(period)])
-    producer_of = np.repeat(
-        np.arange(period), [len(tape.symbols.items[tape.symbol[start + j]].outputs) for j in range(period)]
-    )
-    inside = inputs >= -step_values * (count - 1)
-    distance = np.maximum(0, -(inputs // step_values))[inside]
-    position = (inputs % step_values)[inside]
-    consumer = consumer[inside]
-    size = np.asarray([max(1, tape.type_of(first + v).numel) for v in range(step_values)])
-    cuts = np.arange(period)[:, None]
-    crossing = distance + (producer_of[position][None, :] < cuts) - (consumer[None, :] < cuts)
-    reach = np.zeros((period, step_values), dtype=np.int64)
-    for edge in range(len(position)):
-        np.maximum(reach[:, position[edge]], crossing[:, edge], out=reach[:, position[edge]])
-    cost = (reach * size).sum(axis=1)
-    return int(cost.argmin())
+def cheapest_cut(flow: Flow, run: Run) -> int:
+    """How many rows to shift the cut between iterations, so that the fewest elements cross it.
+
+    A value that row p makes and row q takes `distance` iterations later crosses a cut before row c
+    `distance + [p < c] - [q < c]` times; of several takers the latest counts.
+    """
+    first, size = flow.step(run.start, run.period)
+    rows = np.arange(run.start, run.start + run.period)
+    consumer = np.repeat(np.arange(run.period), np.diff(flow.input_start)[rows])
+    producer = np.repeat(np.arange(run.period), np.diff(flow.first)[rows])
+    inputs = flow.matrix(run.start, run.count, run.period)[-1] - (first + size * (run.count - 1))
+    inside = inputs >= -size * (run.count - 1)
+    inputs, consumer = inputs[inside], consumer[inside]
+    distance, value = np.maximum(0, -(inputs // size)), inputs % size
+    order = np.lexsort((consumer, distance, value))
+    last = order[np.flatnonzero(np.diff(value[order], append=-1))]
+    weight = flow.size[first + value[last]]
+    crossing = np.zeros(run.period + 1, dtype=np.int64)
+    crossing[0] = (weight * distance[last]).sum()
+    np.add.at(crossing, producer[value[last]] + 1, weight)
+    np.add.at(crossing, consumer[last] + 1, -weight)
+    return int(np.cumsum(crossing)[: run.period].argmin())
+
+
+def loop_of(tape: Tape, flow: Flow, run: Run) -> Loop:
+    """A run with its columns and numbers."""
+    columns = columns_of(flow, run)
+    assert columns is not None
+    rows = tape.numbers[run.start : run.stop]
+    width = sum(len(numbers) for numbers in rows[: run.period])
+    numbers = np.empty(run.count * width, dtype=object)
+    numbers[:] = [n for row in rows for n in row]
+    return Loop(run.start, run.period, run.count, tuple(columns), numbers.reshape(run.count, width))

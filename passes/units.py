@@ -30,15 +30,16 @@ NAME = "units"
 def unit_step(graph: fx.Graph, carries: int) -> fx.Graph:
     """A graph with the placeholders of a step that returns E of its first `carries` results."""
     out = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(out)
     values: dict[fx.Node, fx.Proxy] = {}
     bounds: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
-            values[node] = fx.Proxy(out.placeholder(node.name))
+            values[node] = fx.Proxy(out.placeholder(node.name), tracer)
             stateful = node.name.startswith(CARRY) and floating(node)
             bounds[node] = values[node].abs() if stateful else None
         elif node.op == "call_function":
-            values[node] = fx.Proxy(out.node_copy(node, lambda n: values[n].node))
+            values[node] = fx.Proxy(out.node_copy(node, lambda n: values[n].node), tracer)
             bounds[node] = bound(node, values, bounds)
     wanted = [bounds[n] if bounds[n] is not None else values[n].abs() for n in results(graph)[:carries]]
     out.output(tuple(w.node for w in wanted))
