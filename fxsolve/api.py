@@ -206,7 +206,7 @@ class Compiler:
             self.choose(entry, executable, leaves, args, kwargs, before, recording)
             clock("time")
         except Exception as error:  # whatever goes wrong here, the user's call has its result
-            if isinstance(error, FxsolveError) and not self.options.fallback:
+            if isinstance(error, ScheduleError) or (isinstance(error, FxsolveError) and not self.options.fallback):
                 raise
             known = isinstance(error, (NotSolved, FxsolveError))
             reason = str(error) if known else f"internal error, please report it: {type(error).__name__}: {error}"
