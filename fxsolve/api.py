@@ -26,6 +26,7 @@ from fxsolve.ir import Program, Recurrence, to_text
 from fxsolve.passes.build import build
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
+from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import roll
 from fxsolve.passes.slots import outputs_from_buffers
@@ -338,6 +339,8 @@ def lower_to_program(recording: Recording, clock: Clock) -> Program:
     clock("roll")
     program = build(tape, loops)
     clock("build")
+    program = hoist_invariants(program)
+    clock("hoist invariants")
     program = outputs_from_buffers(program)
     clock("slots")
     program = hoist_noise(program)

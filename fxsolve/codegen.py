@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from fxsolve.ir import Program
+from fxsolve.passes.readable import readable
 from fxsolve.schedule import BlockRunner
 from fxsolve.solution import NotSolved
 from fxsolve.tape import Leaf, Output
@@ -29,7 +30,7 @@ class Executable:
     def __init__(self, program: Program, runners: Mapping[str, BlockRunner]) -> None:
         self.program = program
         self.runners = dict(runners)
-        self.module = fx.GraphModule(dict(runners), program.graph)
+        self.module = fx.GraphModule(dict(runners), readable(program.graph))
         self.run = self.module.forward
         self.fetch = [(leaf.position, leaf.tensor) for leaf in program.leaves]
         self.strides: list[tuple[int, ...] | None] = [None] * len(program.outputs)
@@ -104,7 +105,7 @@ class Executable:
             parts.append(
                 f"# {name}: {runner.block.kind} of {runner.block.length} equations, solved by {plan.solver if plan else '?'}"
             )
-            parts.append(fx.GraphModule({}, runner.block.step).code.strip())
+            parts.append(fx.GraphModule({}, readable(runner.block.step)).code.strip())
         return "\n\n".join(parts)
 
 

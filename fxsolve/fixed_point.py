@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxsolve.bits import differing, same_bits
 from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
 from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.readable import generated
 from fxsolve.prims import SlotView
 from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
@@ -29,10 +29,10 @@ class LoweredFixedPoint:
 
     def __init__(self, block: FixedPoint) -> None:
         self.block = block
-        self.network: Callable[..., Any] = fx.GraphModule({}, block.network).forward
-        self.single: Callable[..., Any] = fx.GraphModule({}, block.head).forward
+        self.network: Callable[..., Any] = generated(block.network)
+        self.single: Callable[..., Any] = generated(block.head)
         varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
-        self.head: Callable[..., Any] = fx.GraphModule({}, batch_step(block.head, varying, block.length)).forward
+        self.head: Callable[..., Any] = generated(batch_step(block.head, varying, block.length))
         self.tables: dict[torch.device, list[torch.Tensor]] = {}
         self.views: dict[torch.device, list[SlotView]] = {}
 

@@ -20,6 +20,7 @@ from fxsolve.bits import same_bits
 from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders, results
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.readable import generated
 from fxsolve.passes.split_step import SplitStep, split_step
 from fxsolve.passes.units import unit_step
 from fxsolve.solution import NotSolved
@@ -51,7 +52,7 @@ class LoweredRecurrence:
     """A recurrence and its generated code, kept per layout."""
 
     def __init__(self, block: Recurrence) -> None:
-        self.threads: int | None = None  # for the core's small calls; None: as torch is set
+        self.threads: int | None = None  # None: as torch is set
         self.block = block = replace(block, step=absorb(block.step))
         self.split: SplitStep = split_step(block)
         self.layouts: dict[tuple[int, int], Layout] = {}
@@ -112,10 +113,11 @@ class LoweredRecurrence:
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
         """(final carries.., stacked outputs..) and the figures of a BlockSolution. Raises NotSolved without certificate."""
         problem = RecurrenceProblem(self, solver, initial, stacked, consts)
-        frontier = drive(problem, solver, limit)
-        if frontier and frontier[-1] < self.block.length:
-            raise NotSolved(problem.why_not())
-        values, certificate = problem.finish()
+        with threads(self.threads):
+            frontier = drive(problem, solver, limit)
+            if frontier and frontier[-1] < self.block.length:
+                raise NotSolved(problem.why_not())
+            values, certificate = problem.finish()
         figures = {
             "sweeps": len(frontier),
             "steps": problem.steps,
@@ -157,7 +159,7 @@ class RecurrenceProblem:
         self.table = lowered.table(low, layout, self.device)
         hoisted = layout.pre(*self.inputs, *self.table, *self.consts)
         self.hoisted = list(hoisted)
-        self.folded = [fold(u, layout) for u in hoisted]
+        self.folded = list(zip(*[fold(u, layout).unbind(0) for u in hoisted], strict=True)) or [()] * layout.block
         self.index = self.core_index(low)
         self.first_sweep = True
         self.polished = False
@@ -174,10 +176,6 @@ class RecurrenceProblem:
         return [[c[j] for c in columns] for j in range(layout.block)]
 
     def sweep(self) -> None:
-        with threads(self.lowered.threads):
-            self.walk()
-
-    def walk(self) -> None:
         layout = self.layout
         if self.first_sweep and layout.count > 1:
             self.warm_up()
@@ -192,7 +190,7 @@ class RecurrenceProblem:
         for j in range(layout.block):
             if j == start:
                 self.middle = state
-            out = core(*state, *[u[j] for u in self.folded], *self.index[j], *consts)
+            out = core(*state, *self.folded[j], *self.index[j], *consts)
             state = list(out[:carries])
             self.states.append(state)
             self.extras.append(list(out[carries:]))
@@ -227,7 +225,7 @@ class RecurrenceProblem:
         state = guess
         carries = self.lowered.block.carries
         for j in range(layout.block - length, layout.block):
-            state = list(layout.core(*state, *[u[j] for u in self.folded], *self.index[j], *self.consts)[:carries])
+            state = list(layout.core(*state, *self.folded[j], *self.index[j], *self.consts)[:carries])
         self.guess = guess
         self.earlier = (guess, state)
         self.starts = self.shifted(state)
@@ -251,7 +249,7 @@ class RecurrenceProblem:
             return False
         before = self.states[-2] if self.layout.block > 1 else self.starts
         last = self.layout.block - 1
-        inputs = [*before, *[u[last] for u in self.folded], *self.index[last], *self.consts]
+        inputs = [*before, *self.folded[last], *self.index[last], *self.consts]
         bounds = self.layout.units(*inputs)
         units = [e * torch.finfo(v.dtype).eps for e, v in zip(bounds, ends, strict=True)]
         self.violation = 0.0
@@ -383,11 +381,6 @@ def threads(count: int | None) -> Iterator[None]:
 
 def names(graph: fx.Graph, *prefixes: str) -> list[str]:
     return [n.name for n in placeholders(graph) if n.name.startswith(prefixes)]
-
-
-def generated(graph: fx.Graph) -> Callable[..., Any]:
-    """The graph as a Python function (not an interpreter)."""
-    return fx.GraphModule({}, graph).forward
 
 
 def fold(value: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint
@@ -21,6 +20,7 @@ from fxsolve.ir import CONST, FixedPoint, Recurrence
 from fxsolve.passes.causality import Proof, prove
 from fxsolve.passes.noise import pinned
 from fxsolve.passes.probe import probe_bits
+from fxsolve.passes.readable import generated
 from fxsolve.passes.slots import fixed_point
 from fxsolve.recurrence import LoweredRecurrence
 from fxsolve.solution import BlockSolution, NotSolved
@@ -65,7 +65,7 @@ class BlockRunner(torch.nn.Module):
         self.plan: Plan | None = None
         self.proof: Proof | None = None
         self.solution: BlockSolution | None = None
-        self.in_order = fx.GraphModule({}, block.step).forward
+        self.in_order = generated(block.step)
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
         self.kept: dict[int, torch.Tensor] = {}
