@@ -5,6 +5,9 @@
 
 Every loop becomes a Recurrence. Lists of a loop's values that are stacked or concatenated afterwards become its stacked
 outputs; values that differ from step to step become stacked inputs.
+
+Types are kept true: where a value is now a part of a stack, and its strides are in another order than those that were
+recorded, it is copied into that order. (Gaps between rows do not count: no op of a program sees them.)
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from fxsolve import prims
 from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Program, Recurrence, TensorType, contiguous_stride
 from fxsolve.passes.clean import is_random_target
 from fxsolve.passes.roll import Loop
-from fxsolve.tape import Mark, Symbol, Tape, fill
+from fxsolve.tape import Symbol, Tape, fill
 
 aten = torch.ops.aten
 NAME = "build"
@@ -142,69 +145,61 @@ class Builder:
             node = self.finals[key]
         else:
             stack = self.stacks[key]
-            node = self.call(aten.select.int, (stack, 0, place.iteration), self.tape.type_of(value), stack.meta["source"])
+            node = self.call(aten.select.int, (stack, 0, place.iteration), row_type(stack), stack.meta["source"])
+            node = reordered(self.graph, node, self.tape.type_of(value))
         self.nodes[value] = node
         return node
 
     def call(self, target: Any, args: tuple[Any, ...], kind: TensorType, source: str) -> fx.Node:
-        node = self.graph.call_function(target, args)
-        node.meta.update(type=kind, source=source)
-        return node
+        return typed_call(self.graph, target, args, kind, source)
 
     # -- many values as one -----------------------------------------------------------------------
 
     def joined(self, row: int, symbol: Symbol) -> list[fx.Node]:
         """`stack` or `cat` of a long list: values of one loop are taken from its stack at once."""
         tape = self.tape
-        values = tape.inputs[row]
         kind = tape.types.items[symbol.outputs[0]]
         source = tape.sources.items[tape.source[row]]
         dim = (int(tape.numbers[row][0]) if tape.numbers[row] else 0) % len(kind.shape)
         stacking = symbol.target is aten.stack.default
+        pieces = self.pieces(tape.inputs[row])
+        if len({tape.type_of(piece[0]).shape for piece in pieces}) == 1:
+            parts = [self.stacked(piece, source) for piece in pieces]
+            one = tape.type_of(pieces[0][0])
+            whole = fresh((len(tape.inputs[row]), *one.shape), one)
+            stack = parts[0] if len(parts) == 1 else self.call(aten.cat.default, (parts, 0), whole, source)
+            return [reordered(self.graph, self.spread(stack, dim, stacking, source), kind)]
         parts = []
-        for piece in self.pieces(values):
-            first = tape.type_of(piece[0])
-            if len(piece) == 1:
-                node = self.node(piece[0])
-                if stacking:
-                    shape = (*first.shape[:dim], 1, *first.shape[dim:])
-                    node = self.call(aten.unsqueeze.default, (node, dim), fresh(shape, first), source)
-            else:
-                node = self.spread(self.stacked(piece, source), dim, stacking, first, len(piece), source)
-            parts.append(node)
-        if len(parts) == 1:
-            return parts
+        for piece in pieces:
+            one = self.node(piece[0]) if len(piece) == 1 else self.spread(self.stacked(piece, source), dim, False, source)
+            parts.append(reordered(self.graph, one, fresh(one.meta["type"].shape, one.meta["type"])))
         return [self.call(aten.cat.default, (parts, dim), kind, source)]
 
     def pieces(self, values: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Cuts a list into stretches that one stack holds, and single values."""
         out: list[list[int]] = []
-        previous: Where | None = None
+        previous: tuple[int, int] | None = None
         for value in values:
             place = self.locate(value)
-            joins = (
-                previous is not None
-                and place is not None
-                and (previous.loop, previous.position) == (place.loop, place.position)
-                and place.iteration == previous.iteration + 1
-            )
-            if joins:
+            stack = None if place is None else (place.loop, place.position)
+            if stack is not None and stack == previous:
                 out[-1].append(value)
             else:
                 out.append([value])
-            previous = place
+            previous = stack
         return [tuple(piece) for piece in out]
 
-    def spread(self, node: fx.Node, dim: int, stacking: bool, one: TensorType, count: int, source: str) -> fx.Node:
+    def spread(self, stack: fx.Node, dim: int, stacking: bool, source: str) -> fx.Node:
         """(T, *S) --> S with T at `dim` (stack), or with S[dim] * T there (cat)."""
-        order = [*range(1, dim + 1), 0, *range(dim + 1, len(one.shape) + 1)]
-        shape = (*one.shape[:dim], count, *one.shape[dim:])
+        kind: TensorType = stack.meta["type"]
         if dim:
-            node = self.call(aten.permute.default, (node, order), fresh(shape, one), source)
-        if not stacking:
-            shape = (*one.shape[:dim], count * one.shape[dim], *one.shape[dim + 1 :])
-            node = self.call(aten.reshape.default, (node, list(shape)), fresh(shape, one), source)
-        return node
+            order = [*range(1, dim + 1), 0, *range(dim + 1, len(kind.shape))]
+            stack = self.call(aten.permute.default, (stack, order), permuted(kind, order), source)
+            kind = stack.meta["type"]
+        if stacking:
+            return stack
+        shape = (*kind.shape[:dim], kind.shape[dim] * kind.shape[dim + 1], *kind.shape[dim + 2 :])
+        return self.call(aten.reshape.default, (stack, list(shape)), fresh(shape, kind), source)
 
     def stacked(self, values: tuple[int, ...], source: str) -> fx.Node:
         """One tensor (T, *S) of T values: from a loop's stack or an `unbind`, or stacked here."""
@@ -213,29 +208,30 @@ class Builder:
         kind = fresh((len(values), *one.shape), one)
         places = [self.locate(v) for v in values]
         first = places[0]
+        if len(values) == 1:
+            return self.call(aten.unsqueeze.default, (self.node(values[0]), 0), kind, source)
         if first is not None and all(p is not None and (p.loop, p.position) == (first.loop, first.position) for p in places):
             whole = self.stacks[(first.loop, first.position)]
             rows = [p.iteration for p in places if p is not None]
-            return self.rows(whole, rows, self.loops[first.loop].count, kind, source)
+            return self.rows(whole, rows, source)
         producers = {tape.value_row[v] for v in values}
         row = producers.pop()
         if not producers and row >= 0 and tape.symbols.items[tape.symbol[row]].target is aten.unbind.int:
-            split = self.node(tape.inputs[row][0])
-            dim = (int(tape.numbers[row][0]) if tape.numbers[row] else 0) % len(split.meta["type"].shape)
-            size = split.meta["type"].shape[dim]
-            order = [dim, *(d for d in range(len(split.meta["type"].shape)) if d != dim)]
-            whole = split
+            whole = self.node(tape.inputs[row][0])
+            dim = (int(tape.numbers[row][0]) if tape.numbers[row] else 0) % len(whole.meta["type"].shape)
             if dim:
-                moved = fresh((size, *one.shape), one)
-                whole = self.call(aten.permute.default, (split, order), moved, source)
-            return self.rows(whole, [v - tape.first[row] for v in values], size, kind, source)
+                order = [dim, *(d for d in range(len(whole.meta["type"].shape)) if d != dim)]
+                whole = self.call(aten.permute.default, (whole, order), permuted(whole.meta["type"], order), source)
+            return self.rows(whole, [v - tape.first[row] for v in values], source)
         return self.call(aten.stack.default, ([self.node(v) for v in values], 0), kind, source)
 
-    def rows(self, whole: fx.Node, rows: list[int], size: int, kind: TensorType, source: str) -> fx.Node:
+    def rows(self, whole: fx.Node, rows: list[int], source: str) -> fx.Node:
         """`whole[rows]`: nothing, a slice or a flip where the rows allow it."""
-        count = len(rows)
+        count, all_rows = len(rows), whole.meta["type"]
+        size = all_rows.shape[0]
         if rows == list(range(size)):
             return whole
+        kind = TensorType((count, *all_rows.shape[1:]), all_rows.stride, all_rows.dtype, all_rows.device)
         if rows == list(range(rows[0], rows[0] + count)):
             return self.call(aten.slice.Tensor, (whole, 0, rows[0], rows[0] + count), kind, source)
         if rows == list(range(rows[0], rows[0] - count, -1)):
@@ -243,7 +239,7 @@ class Builder:
             if count != size:
                 part = self.call(aten.slice.Tensor, (whole, 0, rows[-1], rows[0] + 1), kind, source)
             return self.call(aten.flip.default, (part, [0]), kind, source)
-        return self.call(prims.take, (whole, tuple(rows)), kind, source)
+        return self.call(prims.take, (whole, tuple(rows)), fresh(kind.shape, kind), source)
 
     # -- one loop ---------------------------------------------------------------------------------
 
@@ -300,12 +296,13 @@ class StepBuilder:
             carries[key] = self.placeholder(f"{CARRY}{i}", kind)
             initial.append(builder.node(key[2][0]))
         stacks = list(dict.fromkeys(c.values for c in loop.columns if c.kind == "stacked"))
-        stack_nodes = {v: self.placeholder(f"{STACKED}{i}", tape.type_of(v[0])) for i, v in enumerate(stacks)}
         stacked = [builder.stacked(v, source) for v in stacks]
+        stack_nodes = {v: self.placeholder(f"{STACKED}{i}", row_type(stacked[i])) for i, v in enumerate(stacks)}
         tables, number_args = self.index_columns(stacked, len(stacks), source)
         invariants = list(dict.fromkeys(c.value for c in loop.columns if c.kind == "invariant"))
         const_nodes = {v: self.placeholder(f"{CONST}{i}", tape.type_of(v)) for i, v in enumerate(invariants)}
         consts = [builder.node(v) for v in invariants]
+        stack_nodes = {v: reordered(self.graph, node, tape.type_of(v[0])) for v, node in stack_nodes.items()}
         locals_ = self.body(carries, stack_nodes, const_nodes, number_args)
         new = [
             locals_[p] if d == 1 else carries[(p, d - 1, values[1:])] for p, d, values in self.carry_keys
@@ -389,7 +386,7 @@ def row_nodes(graph: fx.Graph, tape: Tape, row: int, inputs: list[fx.Node], numb
     tensors, constants = iter(inputs), iter(numbers)
     args = tuple(fill(a, tensors, constants) for a in symbol.args)
     kwargs = {k: fill(a, tensors, constants) for k, a in symbol.kwargs}
-    node = graph.call_function(viewable(symbol, tape), args, kwargs)
+    node = graph.call_function(symbol.target, args, kwargs)
     types = tuple(tape.types.items[t] if t >= 0 else None for t in symbol.outputs)
     source = tape.sources.items[tape.source[row]]
     node.meta.update(type=types if symbol.listed else types[0], source=source)
@@ -403,14 +400,49 @@ def row_nodes(graph: fx.Graph, tape: Tape, row: int, inputs: list[fx.Node], numb
     return items
 
 
-def viewable(symbol: Symbol, tape: Tape) -> Any:
-    """A `view` whose input lost its strides when writes were forwarded becomes a `reshape`."""
-    if symbol.target is not aten.view.default or symbol.args[1] is Mark.TENSOR:
-        return symbol.target
-    kind = tape.types.items[symbol.inputs[0]]
-    return symbol.target if kind.stride == contiguous_stride(kind.shape) else aten.reshape.default
-
-
 def fresh(shape: tuple[int, ...], like: TensorType) -> TensorType:
     """A row-major type of the given shape."""
     return TensorType(shape, contiguous_stride(shape), like.dtype, like.device)
+
+
+def typed_call(graph: fx.Graph, target: Any, args: tuple[Any, ...], kind: TensorType, source: str) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta.update(type=kind, source=source)
+    return node
+
+
+def row_type(stack: fx.Node) -> TensorType:
+    """The type of one row of a stack."""
+    kind: TensorType = stack.meta["type"]
+    return TensorType(kind.shape[1:], kind.stride[1:], kind.dtype, kind.device)
+
+
+def permuted(kind: TensorType, order: Sequence[int]) -> TensorType:
+    shape, stride = tuple(kind.shape[d] for d in order), tuple(kind.stride[d] for d in order)
+    return TensorType(shape, stride, kind.dtype, kind.device)
+
+
+def memory_order(kind: TensorType) -> list[int]:
+    """The dimensions from the largest stride to the smallest; those of size 1 stay where they are."""
+    wide = [d for d, size in enumerate(kind.shape) if size != 1]
+    order = list(range(len(kind.shape)))
+    for d, moved in zip(wide, sorted(wide, key=lambda d: -kind.stride[d]), strict=True):
+        order[d] = moved
+    return order
+
+
+def reordered(graph: fx.Graph, node: fx.Node, kind: TensorType) -> fx.Node:
+    """The node, copied if its strides are in another order than those of `kind`."""
+    order = memory_order(kind)
+    if memory_order(node.meta["type"]) == order:
+        return node
+    source = node.meta["source"]
+    back, moved = [order.index(d) for d in range(len(order))], order != list(range(len(order)))
+    if moved:
+        node = typed_call(graph, aten.permute.default, (node, order), permuted(node.meta["type"], order), source)
+    shown = node.meta["type"]
+    node = typed_call(graph, aten.clone.default, (node,), fresh(shown.shape, shown), source)
+    node.kwargs = {"memory_format": torch.contiguous_format}
+    if moved:
+        node = typed_call(graph, aten.permute.default, (node, back), permuted(node.meta["type"], back), source)
+    return node

@@ -109,8 +109,9 @@ class Functionalizer:
             if symbol.target in REGIONS and self.merge_views(inputs[0]):
                 return
         else:
-            outputs = self.result_types(symbol.target, symbol.args, symbol.kwargs, types, old.numbers[row])
-            number = new.intern(symbol.target, symbol.args, symbol.kwargs, types, outputs, symbol.listed)
+            target = aten.reshape.default if symbol.target is aten.view.default else symbol.target
+            outputs = self.result_types(target, symbol.args, symbol.kwargs, types, old.numbers[row])
+            number = new.intern(target, symbol.args, symbol.kwargs, types, outputs, symbol.listed)
         values = new.append(number, inputs, old.numbers[row], old.source[row])
         for i, value in enumerate(values):
             self.define(old.first[row] + i, value)
@@ -123,6 +124,8 @@ class Functionalizer:
         if old.cells[cell].written:
             return False
         base, begin = self.viewed.get(shown, (-1, 0))
+        if base < 0 and contiguous(self.new.type_of(shown).shape) != self.new.type_of(shown).stride:
+            return False
         if base < 0:
             self.viewed[self.next_value()] = (shown, old.place[old.inputs[row][0]][1])
             return False

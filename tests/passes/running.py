@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxsolve import prims
 from fxsolve.bits import bits
 from fxsolve.capture import Recording, record
 from fxsolve.guards import Guards
-from fxsolve.ir import Program, Recurrence
-from fxsolve.passes.build import build
+from fxsolve.ir import Program, Recurrence, TensorType
+from fxsolve.passes.build import build, memory_order
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
+from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.slots import outputs_from_buffers
@@ -90,6 +92,24 @@ def strides(tensor: Tensor) -> list[int]:
     return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1] if tensor.numel() else []
 
 
+class Checked(fx.Interpreter):
+    """Runs a graph and compares every value with its node's type: gaps between rows apart, strides count too."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        kind = n.meta.get("type")
+        pairs = zip(kind, value, strict=True) if isinstance(kind, tuple) else [(kind, value)]
+        for expected, found in pairs:
+            if isinstance(expected, TensorType) and n.op != "output":
+                assert (tuple(found.shape), found.dtype) == (expected.shape, expected.dtype), (n, expected, found.shape)
+                if found.numel():
+                    assert memory_order(TensorType.of(found)) == memory_order(expected), (n, expected, found.stride())
+        if n.target in (prims.read, prims.write):
+            base = self.env[n.args[0]]
+            assert strides(base) == strides(n.args[0].meta["type"].empty()), f"{n} addresses a base of other strides"
+        return value
+
+
 class InOrder(torch.nn.Module):
     """A block run step by step."""
 
@@ -103,7 +123,8 @@ class InOrder(torch.nn.Module):
         assert (len(initial), len(stacked), len(consts)) == (block.carries, block.stacked, block.consts)
         assert all(len(x) == block.length for x in [*stacked, *block.table])
         for t in range(block.length):
-            out = self.step(*carry, *[x[t] for x in stacked], *[c[t] for c in block.table], *consts)
+            step = Checked(self.step).run if t in (0, block.length - 1) else self.step
+            out = step(*carry, *[x[t] for x in stacked], *[c[t] for c in block.table], *consts)
             carry = out[: block.carries]
             rows.append(out[block.carries :])
         return (*carry, *[torch.stack(column) for column in zip(*rows, strict=True)])
@@ -113,7 +134,7 @@ def run_program(program: Program, leaves: Sequence[Tensor]) -> tuple[list[Tensor
     """(results, all leaves afterwards) of a program."""
     check_types(program)
     blocks = {name: InOrder(block) for name, block in program.blocks.items() if isinstance(block, Recurrence)}
-    values = fx.GraphModule(blocks, program.graph)(*leaves)
+    values = Checked(fx.GraphModule(blocks, program.graph)).run(*leaves)
     count = len(program.outputs)
     ends = dict(zip(program.mutated, values[count:], strict=False))
     for value, expected in zip(values[count + len(program.mutated) :], program.guards, strict=True):
@@ -186,13 +207,15 @@ def agrees(fn: Function, *args: Any, values: bool = True) -> Program:
     tape = clean(functional)
     assert clean(tape).text() == tape.text(), "clean is not idempotent"
     program = build(tape, roll(tape))
-    without_buffers = outputs_from_buffers(program)
+    hoisted = hoist_invariants(program)
+    without_buffers = outputs_from_buffers(hoisted)
     last = hoist_noise(without_buffers)
     stages: list[tuple[str, Callable[[Sequence[Tensor]], Any], Sequence[Any]]] = [
         ("recorded tape", lambda leaves: run_tape(recording.tape, leaves), recording.tape.leaves),
         ("functional tape", lambda leaves: run_tape(functional, leaves), functional.leaves),
         ("clean tape", lambda leaves: run_tape(tape, leaves), tape.leaves),
         ("program", lambda leaves: run_program(program, leaves), program.leaves),
+        ("hoisted invariants", lambda leaves: run_program(hoisted, leaves), hoisted.leaves),
         ("slots", lambda leaves: run_program(without_buffers, leaves), without_buffers.leaves),
         ("hoisted noise", lambda leaves: run_program(last, leaves), last.leaves),
     ]
