@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -472,6 +474,37 @@ class Compiled:
         entry = self._compiler.last
         executable = None if entry is None else entry.executable or entry.rejected
         return "# not compiled" if executable is None else executable.source()
+
+    def draw(self, path: str | os.PathLike[str]) -> Path:
+        """Draws the last call's program and its equation blocks as .svg, .png, .pdf or .dot; returns the path.
+
+        Raises FxsolveError before the first call, where nothing was compiled, and where graphviz' `dot` is missing.
+        """
+        from fxsolve.visualize import draw
+
+        entry = self._called("draw")
+        executable = entry.executable or entry.rejected
+        if executable is None:
+            raise FxsolveError(f"there is nothing to draw: {entry.choice}")
+        return draw(executable, path)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one HTML page on the last call: certificate, plan, convergence, graph, source; returns the path.
+
+        Raises FxsolveError before the first call.
+        """
+        from fxsolve.visualize import report
+
+        entry, fn = self._called("report"), self._compiler.fn
+        name = getattr(fn, "__qualname__", type(fn).__qualname__)
+        executable = entry.executable or entry.rejected
+        return report(executable, self.solution, path, name=name, explanation=self.explain())
+
+    def _called(self, what: str) -> Entry:
+        entry = self._compiler.last
+        if entry is None:
+            raise FxsolveError(f"there is nothing to {what} yet: call it once first, the plan is made at the first call")
+        return entry
 
 
 class CompiledFunction(Compiled):
