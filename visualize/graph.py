@@ -157,27 +157,27 @@ class Drawing:
         roles = roles_of(runner)
         ends: dict[fx.Node, Any] = dict.fromkeys(placeholders(step, INDEX))
         ends |= zip(placeholders(step, CONST), consts, strict=True)
-        with self.digraph.subgraph(name=f"cluster_{runner.block.name}") as cluster:
-            assert cluster is not None
-            cluster.attr(label="", style="rounded,filled", fillcolor=BLOCK, color=INK, margin="12")
-            cluster.attr(tooltip=graphviz.escape(tooltip(runner.block.source)))
-            label = graphviz.escape("\n".join(caption(runner)) + "\n").replace("\n", "\\l")
-            head = f"head_{runner.block.name}"  # a node, so that edges go round it
-            cluster.node(
-                head,
-                label,
-                shape="plaintext",
-                fillcolor=BLOCK,
-                fontsize="11",
-                tooltip=graphviz.escape(tooltip(runner.block.source)),
-            )
-            for node in step.nodes:
-                if node.op == "placeholder" and node.name.startswith((CARRY, STACKED)):
-                    state = node.name.startswith(CARRY)
-                    what = f"state {node.name}" if state else f"row t of {node.name}"
-                    ends[node] = self.node(cluster, "state" if state else "leaf", [what, typed(node)], "")
-                elif node.op == "call_function":
-                    self.call(cluster, node, roles[node], ends)
+        cluster = graphviz.Digraph(f"cluster_{runner.block.name}")
+        cluster.attr(label="", style="rounded,filled", fillcolor=BLOCK, color=INK, margin="12")
+        cluster.attr(tooltip=graphviz.escape(tooltip(runner.block.source)))
+        label = graphviz.escape("\n".join(caption(runner)) + "\n").replace("\n", "\\l")
+        head = f"head_{runner.block.name}"  # a node, so that edges go round it
+        cluster.node(
+            head,
+            label,
+            shape="plaintext",
+            fillcolor=BLOCK,
+            fontsize="11",
+            tooltip=graphviz.escape(tooltip(runner.block.source)),
+        )
+        for node in step.nodes:
+            if node.op == "placeholder" and node.name.startswith((CARRY, STACKED)):
+                state = node.name.startswith(CARRY)
+                what = f"state {node.name}" if state else f"row t of {node.name}"
+                ends[node] = self.node(cluster, "state" if state else "leaf", [what, typed(node)], "")
+            elif node.op == "call_function":
+                self.call(cluster, node, roles[node], ends)
+        self.digraph.subgraph(cluster)
         carries = placeholders(step, CARRY)
         for node, end in zip([*carries, *placeholders(step, STACKED)], [*initial, *stacked], strict=True):
             self.edge(end, ends[node])
@@ -194,7 +194,7 @@ class Drawing:
         if is_getitem(node):
             whole, part = node.args
             end = ends[whole]  # type: ignore[index]
-            ends[node] = end[part] if isinstance(end, list) else end
+            ends[node] = end[int(str(part))] if isinstance(end, list) else end
             return
         ends[node] = name = self.node(graph, role, [op_label(node), typed(node)], tooltip(node.meta.get("source") or ""))
         for end in dict.fromkeys(ends[n] for n in node.all_input_nodes):
