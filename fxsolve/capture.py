@@ -281,9 +281,7 @@ class Recorder(TorchDispatchMode):
             type_id = self._type(result)
             mark = Mark.FLOAT if isinstance(number, float) else Mark.INT
             named = (("dtype", result.dtype), ("device", result.device))
-            value = self.tape.call(
-                aten.scalar_tensor.default, (mark,), type_id, (), (number,), self._source(), named
-            )
+            value = self.tape.call(aten.scalar_tensor.default, (mark,), type_id, (), (number,), self._source(), named)
             self._place_result(result, type_id, value)
 
     def _left_torch(self, tensor: torch.Tensor, number: Any) -> None:

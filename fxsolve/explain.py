@@ -36,7 +36,5 @@ def block_lines(runner: BlockRunner) -> list[str]:
         lines.append(f"  tried {candidate.solver}: {seconds}, {candidate.note}")
     if runner.solution is not None:
         s = runner.solution
-        lines.append(
-            f"  last call: {s.sweeps} sweeps, {s.steps} sequential steps, {s.certificate}, {s.seconds * 1e3:.2f} ms"
-        )
+        lines.append(f"  last call: {s.sweeps} sweeps, {s.steps} sequential steps, {s.certificate}, {s.seconds * 1e3:.2f} ms")
     return lines

@@ -22,6 +22,7 @@ from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
 
 Tensors = Sequence[torch.Tensor]
+FIRST_WINDOW = 32  # slots beyond the frontier whose heads are taken one by one, where they must be
 
 
 class LoweredFixedPoint:
@@ -33,6 +34,7 @@ class LoweredFixedPoint:
         self.single: Callable[..., Any] = generated(block.head)
         varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
         self.head: Callable[..., Any] = generated(batch_step(block.head, varying, block.length))
+        self.one_by_one = False  # whether final slots take the value of a single slot's head, at eager's own shapes
         self.tables: dict[torch.device, list[torch.Tensor]] = {}
         self.views: dict[torch.device, list[SlotView]] = {}
 
@@ -43,15 +45,15 @@ class LoweredFixedPoint:
             self.views[device] = [SlotView.of(s.shape, s.stride, s.offsets, device) for s in self.block.slots]
         return self.tables[device], self.views[device]
 
-    def head_differs(self, features: Tensors, stacked: Tensors, consts: Tensors, steps: Sequence[int]) -> str | None:
-        """Whether the head for all slots at once gives other bits than the head of single slots (checked at `steps`)."""
+    def head_differs(self, features: Tensors, stacked: Tensors, consts: Tensors) -> str | None:
+        """Whether the head for all slots at once gives other bits than the heads of single slots."""
         table, _ = self.on(features[0].device)
         together = self.head(*features, *stacked, *table, *consts)
-        for t in steps:
+        for t in range(self.block.length):
             alone = self.single(*features, *(x[t] for x in stacked), *(c[t] for c in self.block.table), *consts)
             for a, b in zip(alone, together, strict=True):
                 if not same_bits(a.contiguous(), b[t].contiguous()):
-                    return f"the head computed for all slots at once differs in bits from a single slot's (step {t})"
+                    return f"the head for all slots at once, which differs in bits from that of slot {t}"
         return None
 
     def solve(
@@ -84,6 +86,7 @@ class FixedPointProblem:
         self.outputs: tuple[torch.Tensor, ...] = ()
         self.passes = 0
         self.frontier = 0
+        self.window = FIRST_WINDOW
 
     def open(self, low: int, high: int, block: int) -> None:
         self.high, self.block = high, block
@@ -103,6 +106,12 @@ class FixedPointProblem:
         features = self.lowered.network(*buffers, *self.consts)
         self.finite = all(bool(f.isfinite().all()) for f in features if f.is_floating_point())
         out = self.lowered.head(*features, *self.stacked, *self.table, *self.consts)
+        if self.lowered.one_by_one:
+            self.features = features
+            out = tuple(o.clone() for o in out)
+            for t in range(self.frontier, min(self.frontier + self.window, self.equations)):
+                for whole, value in zip(out, self.alone(t), strict=True):
+                    whole[t] = value
         self.outputs = out[len(self.buffers) :]
         return out[: len(self.buffers)]
 
@@ -117,10 +126,31 @@ class FixedPointProblem:
     def first_of(self, buffer: torch.Tensor) -> torch.Tensor:
         return next(i for i, b in zip(self.initial, self.buffers, strict=True) if b is buffer)
 
+    def alone(self, t: int) -> tuple[torch.Tensor, ...]:
+        """The head of slot t by itself, from the features of the last pass: eager's own calls."""
+        index = [column[t] for column in self.lowered.block.table]
+        return self.lowered.single(*self.features, *[x[t] for x in self.stacked], *index, *self.consts)
+
     def commit(self) -> int:
+        """Moves the frontier; where heads are taken one by one, the window of such heads follows its speed."""
+        before = self.frontier
+        frontier = self.advance_frontier() if self.finite else self.commit_one()
+        self.window = max(FIRST_WINDOW, 2 * (frontier - before))
+        if frontier == self.equations and self.outputs:
+            self.settle_outputs()
+        return frontier
+
+    def settle_outputs(self) -> None:
+        """What the steps return besides their slots, from the final state."""
+        self.evaluate(self.buffers)
+        if self.lowered.one_by_one:
+            rows = [self.alone(t)[len(self.buffers) :] for t in range(self.equations)]
+            self.outputs = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+    def advance_frontier(self) -> int:
         low, high = self.frontier, self.high
-        if not self.finite:
-            return self.commit_one()
+        if self.lowered.one_by_one:
+            high = min(high, low + self.window)
         wrong = None
         for buffer, view, value in zip(self.buffers, self.views, self.values, strict=True):
             changed = differing(value[low:high].contiguous(), view.gather(buffer)[low:high].contiguous())
@@ -128,18 +158,15 @@ class FixedPointProblem:
             wrong = changed if wrong is None else wrong | changed
         assert wrong is not None
         where = wrong.nonzero()
-        if not len(where):
-            self.frontier = high
-            return high
-        self.frontier = min(low + int(where[0, 0]) + 1, self.equations)
+        self.frontier = low + int(where[0, 0]) + 1 if len(where) else high
+        if self.frontier == self.equations and not len(where):
+            return self.frontier
         for buffer, view, value, first in zip(self.buffers, self.views, self.values, self.initial, strict=True):
             new = value[low:]
             if not self.all_finite(new):
                 final = self.frontier - low
                 new = torch.cat([new[:final], harmless(new[final:], view.gather(first)[self.frontier :])])
             view.scatter_(buffer, new, low)
-        if self.frontier == self.equations and any(True for _ in self.outputs):
-            self.evaluate(self.buffers)  # the last slot changed: outputs of the steps are those of the final state
         return self.frontier
 
     def all_finite(self, value: torch.Tensor) -> bool:
@@ -162,8 +189,6 @@ class FixedPointProblem:
             rest = harmless(old[low + 1 :], view.gather(first)[low + 1 :])
             view.scatter_(buffer, torch.cat([value[low : low + 1], rest]), low)
         self.frontier = low + 1
-        if self.frontier == self.equations and any(True for _ in self.outputs):
-            self.evaluate(self.buffers)
         return self.frontier
 
 

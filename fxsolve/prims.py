@@ -19,9 +19,7 @@ def read(base: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset:
     return base.as_strided(size, stride, base.storage_offset() + offset)
 
 
-def write(
-    base: torch.Tensor, value: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int
-) -> torch.Tensor:
+def write(base: torch.Tensor, value: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
     """A copy of `base` in which the region holds `value`: `base[region] = value`, functionally."""
     out = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device=base.device).copy_(base)
     out.as_strided(size, stride, offset).copy_(value)

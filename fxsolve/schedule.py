@@ -19,7 +19,7 @@ from fxsolve.fixed_point import LoweredFixedPoint
 from fxsolve.ir import CONST, FixedPoint, Recurrence
 from fxsolve.passes.causality import Proof, prove
 from fxsolve.passes.noise import pinned
-from fxsolve.passes.probe import probe_bits
+from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
 from fxsolve.passes.slots import fixed_point
 from fxsolve.recurrence import LoweredRecurrence
@@ -152,25 +152,37 @@ class BlockRunner(torch.nn.Module):
             return self.sequential(reason)
         self.fixed = lowered
         solver = self.forced or Jacobi()
-        return Plan(solver, "FixedPoint", reason if reason else "proved causal: each slot depends on earlier slots only")
+        note = ""
+        if self.exactness != "rounding":
+            unstable = unstable_op(found.head) or self.differing_head(lowered, initial, stacked, consts)
+            if unstable is not None:
+                lowered.one_by_one = True
+                note = f"; final slots take their head's value one by one, because of {unstable}"
+        return Plan(solver, "FixedPoint", (reason or "proved causal: each slot depends on earlier slots only") + note)
 
     def differing_bits(
         self, lowered: LoweredFixedPoint, found: FixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors
     ) -> str | None:
-        """Probes on the very shapes: is the network causal in bits, is the head the same for one slot and for all."""
+        """Probes on the very shapes whether the network is causal in bits."""
         length = found.length
         steps = sorted({0, 1, length // 3, length // 2, length - 1} & set(range(length)))
-        table, _ = lowered.on(initial[0].device)
-        features = lowered.network(*initial, *consts)
-        private = torch.Generator(initial[0].device).manual_seed(0)
-        noisy = [
-            f + torch.randn(f.shape, dtype=f.dtype, device=f.device, generator=private) if f.is_floating_point() else f
-            for f in features
-        ]
-        reason = lowered.head_differs(noisy, stacked, consts, steps)
-        if reason is not None:
-            return reason
         return probe_bits(lambda *b: lowered.network(*b, *consts), found, initial, steps, consts)
+
+    def differing_head(self, lowered: LoweredFixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors) -> str | None:
+        """Probes on the very shapes whether the head for all slots gives the bits of single slots."""
+        private = torch.Generator(initial[0].device).manual_seed(0)
+        features = lowered.network(*initial, *consts)
+        for scale in (0.1, 1.0, 5.0):
+            noisy = [
+                f + scale * torch.randn(f.shape, dtype=f.dtype, device=f.device, generator=private)
+                if f.is_floating_point()
+                else f
+                for f in features
+            ]
+            reason = lowered.head_differs(noisy, stacked, consts)
+            if reason is not None:
+                return reason
+        return None
 
     def still_proved(self, consts: Tensors) -> bool:
         return all(torch.equal(consts[i], kept) for i, kept in self.kept.items())

@@ -124,9 +124,7 @@ class Tape:
         self.value_row.append(row)
         return len(self.value_type) - 1
 
-    def append(
-        self, symbol: int, inputs: tuple[int, ...], numbers: tuple[float | int, ...], source: int
-    ) -> tuple[int, ...]:
+    def append(self, symbol: int, inputs: tuple[int, ...], numbers: tuple[float | int, ...], source: int) -> tuple[int, ...]:
         """Adds a row and returns its result values."""
         row = len(self.symbol)
         self.symbol.append(symbol)
