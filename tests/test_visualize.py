@@ -182,3 +182,13 @@ def test_nothing_compiled(tmp_path: Path) -> None:
     with pytest.raises(fxsolve.FxsolveError, match="nothing to draw: the original runs"):
         fn.draw(tmp_path / "graph.dot")
     assert "The original computed the last result" in fn.report(tmp_path / "report.html").read_text()
+
+
+def test_original_kept_although_compiled(tmp_path: Path) -> None:
+    fn = fxsolve.compile(Rnn())
+    with torch.no_grad():
+        fn(torch.randn(2, 32, 4))  # too short to cut: solved in order, so the original runs
+    assert fn._compiler.last.executable is None
+    assert "GaussSeidel()" in fn.draw(tmp_path / "graph.dot").read_text()
+    text = fn.report(tmp_path / "report.html").read_text()
+    assert "The original computed the last result" in text and "From the trial" in text

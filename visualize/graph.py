@@ -250,7 +250,7 @@ def caption(runner: BlockRunner) -> list[str]:
     lines = [f"{block.name}: {plan.kind if plan else block.kind}, {block.length} equations, one step drawn"]
     lines.append(f"solver: {plan.solver}" if plan else "not decided yet")
     if solution is not None:
-        lines.append(f"last call: {solution.sweeps} sweeps, {solution.steps} sequential steps")
+        lines.append(f"last run: {solution.sweeps} sweeps, {solution.steps} sequential steps")
         lines.append(solution.certificate)
     lines.append(f"{Path(block.source).name}" if block.source else "")
     return [line for line in lines if line]

@@ -76,7 +76,7 @@ def page(executable: Executable | None, solution: Solution | None, name: str, ex
     sections = [certificate(solution), section("Plan", f"<pre class='text' tabindex='0'>{escape(explanation)}</pre>")]
     if executable is not None:
         sections += [
-            section("Blocks", blocks_table(runners)),
+            section("Blocks", trial_note(solution) + blocks_table(runners)),
             section("Convergence", charts(runners)),
             section("Dataflow", picture(executable)),
             section("Generated source", f"<div class='wide'><pre tabindex='0'>{escape(executable.source())}</pre></div>"),
@@ -110,6 +110,12 @@ def certificate(solution: Solution | None) -> str:
         f"<div class='certificate'>{said}<p>{equations} equations solved in {steps} sequential steps, "
         f"{solution.seconds:.4f} s for the whole call.</p></div>"
     )
+
+
+def trial_note(solution: Solution | None) -> str:
+    """Says where the figures come from if the last call was not solved."""
+    tried = solution is None or solution.fallback is not None
+    return "<p class='soft'>From the trial of the compiled program, not from the last call.</p>" if tried else ""
 
 
 def blocks_table(runners: Iterable[BlockRunner]) -> str:
