@@ -19,7 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxsolve.bits import same_bits
-from fxsolve.capture import Recording, record
+from fxsolve.capture import Recording, record, recording
 from fxsolve.codegen import Executable
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
 from fxsolve.explain import explain
@@ -53,6 +53,7 @@ def compile(
     verify: str = "first",
     fallback: bool = True,
     example_inputs: Sequence[Any] | None = None,
+    **unknown: Any,
 ) -> Any:
     """A callable that computes what `fn` computes, with its sequential parts solved in parallel.
 
@@ -63,14 +64,19 @@ def compile(
     fallback: whether what cannot be compiled runs as the original with one FallbackWarning; if False, CaptureError.
     example_inputs: positional arguments to compile for right away, instead of at the first call.
 
-    Raises TypeError for a thing that cannot be called, ValueError for unknown options.
+    Raises TypeError for a thing that cannot be called and for unknown keywords, ValueError for other values than these.
     """
+    if unknown:
+        known = "solver, exactness, verify, fallback, example_inputs"
+        raise TypeError(f"fxsolve.compile has no keyword {', '.join(map(repr, unknown))}; it has {known}")
     if not callable(fn):
         raise TypeError(f"fxsolve.compile takes a module, function or bound method, not {type(fn).__name__}")
     if exactness not in EXACTNESS:
         raise ValueError(f"exactness is one of {', '.join(EXACTNESS)}, not {exactness!r}")
     if verify not in VERIFY:
         raise ValueError(f"verify is one of {', '.join(VERIFY)}, not {verify!r}")
+    if not isinstance(fallback, bool):
+        raise ValueError(f"fallback is True or False, not {fallback!r}")
     solvers = {"*": solver} if isinstance(solver, Solver) else {} if solver == "auto" else solver
     if not isinstance(solvers, Mapping) or not all(isinstance(s, Solver) for s in solvers.values()):
         raise ValueError(f"solver is 'auto', a solver like fxsolve.Jacobi(), or a dict of solvers by block, not {solver!r}")
@@ -116,6 +122,8 @@ class Compiler:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
+        if recording():
+            return self.fn(*args, **kwargs)  # inside another compiled callable's first call: part of that program
         try:
             key = signature(args, kwargs)
         except CaptureError as error:
@@ -528,12 +536,10 @@ class CompiledModule(Compiled, torch.nn.Module):
     """A compiled `nn.Module`: parameters, buffers, submodules, modes and `state_dict` are the original's own."""
 
     def __init__(self, module: torch.nn.Module, options: Options) -> None:
-        super().__init__()
-        for shared in ("_parameters", "_buffers", "_modules"):
-            self.__dict__[shared] = module.__dict__[shared]
+        # nn.Module.__init__ would make dicts of its own: these are the original's, hooks included.
+        self.__dict__.update({name: value for name, value in module.__dict__.items() if name.startswith("_")})
         self.__dict__["_original"] = module
         self.__dict__["_compiler"] = Compiler(module, options)
-        self.__dict__["training"] = module.training
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._compiler(*args, **kwargs)
@@ -541,9 +547,12 @@ class CompiledModule(Compiled, torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._compiler(*args, **kwargs)
 
+    @property
+    def training(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._original.training
+
     def train(self, mode: bool = True) -> CompiledModule:
         self._original.train(mode)
-        self.__dict__["training"] = mode
         return self
 
     def __getattr__(self, name: str) -> Any:

@@ -33,8 +33,9 @@ class Executable:
         self.module = fx.GraphModule(dict(runners), readable(program.graph))
         self.run = self.module.forward
         self.fetch = [(leaf.position, leaf.tensor) for leaf in program.leaves]
-        self.strides: list[tuple[int, ...] | None] = [None] * len(program.outputs)
+        self.strides: list[tuple[int, ...]] = []
         self.copied: frozenset[int] = frozenset()
+        self.shared: dict[int, tuple[int, int]] = {}  # result -> (the result that it is a view of, offset in it)
 
     def inputs(self, flat: Sequence[Any]) -> list[torch.Tensor]:
         return [tensor if position < 0 else flat[position] for position, tensor in self.fetch]
@@ -63,7 +64,13 @@ class Executable:
                 for number, content in zip(mutated, contents, strict=True):
                     if content is not leaves[number]:
                         leaves[number].copy_(content)
-        return [self.result(i, out, values[i], leaves) for i, out in enumerate(program.outputs)]
+        results = [
+            values[i] if i in self.shared else self.result(i, out, values[i], leaves) for i, out in enumerate(program.outputs)
+        ]
+        for i, (base, offset) in self.shared.items():
+            whole = results[base]
+            results[i] = whole.as_strided(values[i].shape, self.strides[i], whole.storage_offset() + offset)
+        return results
 
     def result(self, number: int, out: Output, value: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
         if out.leaf >= 0 and out.region is not None:
@@ -73,7 +80,7 @@ class Executable:
                 return leaf
             return leaf.as_strided(shape, stride, leaf.storage_offset() + offset)
         stride = self.strides[number]
-        if stride is not None and value.stride() != stride:
+        if value.stride() != stride:
             return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device).copy_(value)
         return value.clone() if number in self.copied else value
 
@@ -83,7 +90,8 @@ class Executable:
         """Learns from the first call which strides eager's results have, and which results must be copied.
 
         Forwarding writes and sharing equal values can make two results, or a result and an input, one tensor where
-        eager has two.
+        eager has two; and two results that share memory in eager are views of the larger one. Raises NotSolved where
+        they overlap in another way.
         """
         self.strides = [tuple(e.stride()) for e in eager]
         taken = {leaf.untyped_storage()._cdata for leaf in leaves}
@@ -96,6 +104,12 @@ class Executable:
             if storage in taken or cells.setdefault(storage, out.cell) != out.cell:
                 copied.add(number)
         self.copied = frozenset(copied)
+        owner: dict[int, int] = {}
+        order = sorted(range(len(eager)), key=lambda i: -eager[i].numel())
+        for number in (i for i in order if self.program.outputs[i].leaf < 0):
+            whole = owner.setdefault(eager[number].untyped_storage()._cdata, number)
+            if whole != number:
+                self.shared[number] = (whole, offset_in(eager[number], eager[whole]))
 
     def source(self) -> str:
         """The generated Python: the program, then each block's step."""
@@ -107,6 +121,16 @@ class Executable:
             )
             parts.append(fx.GraphModule({}, readable(runner.block.step)).code.strip())
         return "\n\n".join(parts)
+
+
+def offset_in(part: torch.Tensor, whole: torch.Tensor) -> int:
+    """Where a view starts in another tensor of the same storage. Raises NotSolved if it reaches outside of it."""
+    offset = int(part.storage_offset() - whole.storage_offset())
+    reach = sum(s * (n - 1) for s, n in zip(part.stride(), part.shape, strict=True))
+    dense = whole.numel() == 1 + sum(s * (n - 1) for s, n in zip(whole.stride(), whole.shape, strict=True))
+    if part.dtype != whole.dtype or offset < 0 or offset + reach >= whole.numel() or not dense:
+        raise NotSolved("two results share memory, and neither holds all of it")
+    return offset
 
 
 def plain_sight(code: str, runners: Mapping[str, BlockRunner], leaves: Sequence[Leaf]) -> str:
