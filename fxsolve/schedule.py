@@ -28,7 +28,7 @@ from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
 
 Tensors = Sequence[torch.Tensor]
 BLOCKS = (32, 64, 128, 256, 512)
-WARMUPS = (16, 24, 32, 48, 64, 96, 128, 256)
+WARMUPS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256)
 SWEEP_LIMIT = 4
 PROMISING = 1.5  # a candidate this much slower than the best at first sight is not timed again
 PAYS = 0.95

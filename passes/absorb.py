@@ -1,9 +1,10 @@
-"""Absorb sums into matrix products: an addition that does not depend on the state becomes the product's bias.
+"""Absorb sums into products: fewer calls in every sequential step.
 
-    (s W + b) + u     -->   s W + (u + b)          u + b is hoisted out of the recurrence
+    (s W + b) + u     -->   s W + (u + b)          u, without a state in it, becomes the bias; u + b is hoisted
     (x V + a) + b     -->   x V + (a + b)          and joins the bias of the projection that made u
+    a + b * c         -->   addcmul(a, b, c)       elementwise
 
-One call less in every sequential step. The sum is taken in another order, so this is for blocks held to rounding.
+Sums are taken in another order, so this is for blocks held to rounding.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def absorb(step: fx.Graph) -> fx.Graph:
     graph.output(out)
     while (found := next(absorbable(graph), None)) is not None:
         rewrite(graph, *found)
+    for node in list(graph.nodes):
+        multiply_add(graph, node)
     graph.eliminate_dead_code()
     return graph
 
@@ -48,6 +51,28 @@ def absorbable(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
             bias = product.args[0] if product.target is aten.addmm.default else None
             if bias not in stateful if product in stateful else is_bias(bias) and is_bias(other):
                 yield node, product, other
+
+
+def multiply_add(graph: fx.Graph, node: fx.Node) -> None:
+    """Rewrites one `a + b * c` of equal shapes whose product has no other use."""
+    if node.op != "call_function" or node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
+        return
+    for product, other in (node.args[::-1], node.args):
+        if not isinstance(product, fx.Node) or product.target is not aten.mul.Tensor or len(product.users) != 1:
+            continue
+        terms = (other, *product.args)
+        if all(isinstance(t, fx.Node) and same_type(t, node) for t in terms):
+            with graph.inserting_before(node):
+                new = graph.call_function(aten.addcmul.default, terms)
+                new.meta.update(node.meta)
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            graph.erase_node(product)
+            return
+
+
+def same_type(a: fx.Node, b: fx.Node) -> bool:
+    return (a.meta["type"].shape, a.meta["type"].dtype) == (b.meta["type"].shape, b.meta["type"].dtype)
 
 
 def plain_product(node: fx.Node) -> bool:

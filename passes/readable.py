@@ -22,6 +22,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.sub.Tensor: operator.sub,
     aten.mul.Tensor: operator.mul,
     aten.div.Tensor: operator.truediv,
+    aten.addcmul.default: torch.addcmul,
     aten.addmm.default: torch.addmm,
     aten.mm.default: torch.mm,
     aten.bmm.default: torch.bmm,

@@ -96,6 +96,12 @@ def _mul(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
     return size(args[0]) * zero(bounds[1]) + size(args[1]) * zero(bounds[0]) + value.abs()
 
 
+@rule(aten.addcmul.default)
+def _addcmul(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
+    product = size(args[1]) * zero(bounds[2]) + size(args[2]) * zero(bounds[1]) + (args[1] * args[2]).abs()
+    return zero(bounds[0]) + product + value.abs()
+
+
 @rule(aten.div.Tensor, aten.div.Scalar)
 def _div(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
     return (zero(bounds[0]) + value.abs() * zero(bounds[1])) / size(args[1]) + value.abs()
