@@ -21,10 +21,12 @@ import torch
 from torch import fx
 
 from fxsolve import prims
-from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Program, Recurrence, TensorType, contiguous_stride
+from fxsolve.ir import Program, Recurrence, TensorType
+from fxsolve.passes.build_step import StepBuilder, row_nodes
 from fxsolve.passes.clean import is_random_target
+from fxsolve.passes.layouts import fresh, permuted, reordered, row_type, typed_call
 from fxsolve.passes.roll import Loop
-from fxsolve.tape import Symbol, Tape, fill
+from fxsolve.tape import Symbol, Tape
 
 aten = torch.ops.aten
 NAME = "build"
@@ -33,9 +35,6 @@ NAME = "build"
 def build(tape: Tape, loops: Sequence[Loop]) -> Program:
     """The program of a tape whose loops were found."""
     return Builder(tape, loops).run()
-
-
-CarryKey = tuple[int, int, tuple[int, ...]]  # position, distance, initial values of iterations -distance .. -1
 
 
 @dataclass(frozen=True)
@@ -244,205 +243,23 @@ class Builder:
     # -- one loop ---------------------------------------------------------------------------------
 
     def block(self, number: int, loop: Loop) -> None:
-        step = StepBuilder(self, number, loop)
-        block, initial, stacked, consts = step.run(f"block{number}")
+        used = {p: iterations for (owner, p), iterations in self.used_after.items() if owner == number}
+        step = StepBuilder(self.tape, loop, used)
+        given = step.inputs()
+        initial = tuple([self.node(v) for v in given.initial])
+        stacked = [self.stacked(values, step.source) for values in given.stacked]
+        for numbers, kind in given.scalars:
+            args = (numbers, kind.dtype, kind.device)
+            stacked.append(self.call(prims.constants, args, fresh((loop.count,), kind), step.source))
+        consts = tuple([self.node(v) for v in given.consts])
+        block = step.run(f"block{number}", given, [row_type(node) for node in stacked])
         self.blocks[block.name] = block
-        source = block.source
-        groups = (tuple(initial), tuple(stacked), tuple(consts))
-        call = self.graph.create_node("call_module", block.name, groups, name=block.name)
+        call = self.graph.create_node("call_module", block.name, (initial, tuple(stacked), consts), name=block.name)
         types = [*step.carry_types, *(fresh((loop.count, *t.shape), t) for t in step.output_types)]
-        call.meta.update(type=tuple(types), source=source)
+        call.meta.update(type=tuple(types), source=block.source)
         for i, key in enumerate(step.carry_keys):
-            if key[1] == 1:
-                self.finals[(number, key[0])] = self.call(operator.getitem, (call, i), types[i], source)
+            if key.distance == 1:
+                self.finals[(number, key.position)] = self.call(operator.getitem, (call, i), types[i], block.source)
         for i, position in enumerate(step.output_positions):
             index = len(step.carry_keys) + i
-            self.stacks[(number, position)] = self.call(operator.getitem, (call, index), types[index], source)
-
-
-class StepBuilder:
-    """The step graph of one loop."""
-
-    def __init__(self, builder: Builder, number: int, loop: Loop) -> None:
-        self.builder, self.number, self.loop, self.tape = builder, number, loop, builder.tape
-        self.graph = fx.Graph()
-        self.first = self.tape.first[loop.start]
-        self.carry_keys = self.find_carries()
-        self.carry_types = [self.tape.type_of(self.first + key[0]) for key in self.carry_keys]
-        used = builder.used_after
-        last = {loop.count - 1}
-        final = {key[0] for key in self.carry_keys if key[1] == 1}
-        self.output_positions = sorted(
-            position
-            for (owner, position), iterations in used.items()
-            if owner == number and not (position in final and iterations == last)
-        )
-        self.output_types = [self.tape.type_of(self.first + p) for p in self.output_positions]
-
-    def find_carries(self) -> list[CarryKey]:
-        keys: dict[CarryKey, None] = {}
-        for column in self.loop.columns:
-            if column.kind == "carried":
-                for distance in range(1, column.distance + 1):
-                    keys[(column.position, distance, column.values[-distance:])] = None
-        return list(keys)
-
-    def run(self, name: str) -> tuple[Recurrence, list[fx.Node], list[fx.Node], list[fx.Node]]:
-        tape, loop, builder = self.tape, self.loop, self.builder
-        source = tape.sources.items[tape.source[loop.start]]
-        carries = {}
-        initial = []
-        for i, (key, kind) in enumerate(zip(self.carry_keys, self.carry_types, strict=True)):
-            carries[key] = self.placeholder(f"{CARRY}{i}", kind)
-            initial.append(builder.node(key[2][0]))
-        stacks = list(dict.fromkeys(c.values for c in loop.columns if c.kind == "stacked"))
-        stacked = [builder.stacked(v, source) for v in stacks]
-        stack_nodes = {v: self.placeholder(f"{STACKED}{i}", row_type(stacked[i])) for i, v in enumerate(stacks)}
-        tables, number_args = self.index_columns(stacked, len(stacks), source)
-        invariants = list(dict.fromkeys(c.value for c in loop.columns if c.kind == "invariant"))
-        const_nodes = {v: self.placeholder(f"{CONST}{i}", tape.type_of(v)) for i, v in enumerate(invariants)}
-        consts = [builder.node(v) for v in invariants]
-        stack_nodes = {v: reordered(self.graph, node, tape.type_of(v[0])) for v, node in stack_nodes.items()}
-        locals_ = self.body(carries, stack_nodes, const_nodes, number_args)
-        new = [
-            locals_[p] if d == 1 else carries[(p, d - 1, values[1:])] for p, d, values in self.carry_keys
-        ]
-        outputs = [locals_[p] for p in self.output_positions]
-        self.graph.output(tuple(new + outputs))
-        block = Recurrence(
-            name, loop.count, self.graph, len(new), len(stacked), len(consts), len(outputs), tuple(tables), source
-        )
-        return block, initial, stacked, consts
-
-    def placeholder(self, name: str, kind: TensorType | None) -> fx.Node:
-        node = self.graph.create_node("placeholder", name, name=name)
-        node.meta.update(type=kind, source="")
-        return node
-
-    def index_columns(
-        self, stacked: list[fx.Node], stack_count: int, source: str
-    ) -> tuple[list[tuple[Any, ...]], list[Any]]:
-        """Numbers that vary from step to step: columns of the table. Those of scalar tensors become stacked inputs."""
-        loop, tape = self.loop, self.tape
-        columns: dict[tuple[Any, ...], Any] = {}
-        pending: list[tuple[tuple[Any, ...], int]] = []
-        args: list[Any] = []
-        rows = [row for row in range(loop.start, loop.start + loop.period) for _ in tape.numbers[row]]
-        for j, row in enumerate(rows):
-            numbers = tuple(loop.numbers[:, j].tolist())
-            if all(type(n) is type(numbers[0]) and repr(n) == repr(numbers[0]) for n in numbers):
-                args.append(numbers[0])
-                continue
-            symbol = tape.symbols.items[tape.symbol[row]]
-            if symbol.target is aten.scalar_tensor.default:
-                kind = tape.types.items[symbol.outputs[0]]
-                node = self.placeholder(f"{STACKED}{len(stacked)}", kind)
-                whole = fresh((loop.count,), kind)
-                call = self.builder.call(prims.constants, (numbers, kind.dtype, kind.device), whole, source)
-                stacked.append(call)
-                args.append(node)
-                continue
-            if numbers not in columns:
-                columns[numbers] = len(columns)
-                pending.append((numbers, len(pending)))
-            args.append(("column", columns[numbers]))
-        nodes = [self.placeholder(f"{INDEX}{i}", None) for _, i in pending]
-        args = [nodes[a[1]] if isinstance(a, tuple) else a for a in args]
-        return [numbers for numbers, _ in pending], args
-
-    def body(
-        self,
-        carries: dict[CarryKey, fx.Node],
-        stacks: dict[tuple[int, ...], fx.Node],
-        consts: dict[int, fx.Node],
-        number_args: list[Any],
-    ) -> list[fx.Node]:
-        locals_: list[fx.Node] = []
-        columns, numbers = iter(self.loop.columns), iter(number_args)
-        for row in range(self.loop.start, self.loop.start + self.loop.period):
-            inputs = []
-            for _ in self.tape.inputs[row]:
-                column = next(columns)
-                if column.kind == "local":
-                    inputs.append(locals_[column.position])
-                elif column.kind == "carried":
-                    inputs.append(carries[(column.position, column.distance, column.values)])
-                elif column.kind == "stacked":
-                    inputs.append(stacks[column.values])
-                else:
-                    inputs.append(consts[column.value])
-            given = [next(numbers) for _ in self.tape.numbers[row]]
-            symbol = self.tape.symbols.items[self.tape.symbol[row]]
-            if symbol.target is aten.scalar_tensor.default and isinstance(given[0], fx.Node):
-                locals_.append(given[0])
-            else:
-                locals_ += row_nodes(self.graph, self.tape, row, inputs, given)
-        return locals_
-
-
-def row_nodes(graph: fx.Graph, tape: Tape, row: int, inputs: list[fx.Node], numbers: list[Any]) -> list[fx.Node]:
-    """The nodes of one row: the call, and an item of it for each result when it gives several."""
-    symbol: Symbol = tape.symbols.items[tape.symbol[row]]
-    tensors, constants = iter(inputs), iter(numbers)
-    args = tuple(fill(a, tensors, constants) for a in symbol.args)
-    kwargs = {k: fill(a, tensors, constants) for k, a in symbol.kwargs}
-    node = graph.call_function(symbol.target, args, kwargs)
-    types = tuple(tape.types.items[t] if t >= 0 else None for t in symbol.outputs)
-    source = tape.sources.items[tape.source[row]]
-    node.meta.update(type=types if symbol.listed else types[0], source=source)
-    if not symbol.listed:
-        return [node]
-    items = []
-    for i, kind in enumerate(types):
-        item = graph.call_function(operator.getitem, (node, i))
-        item.meta.update(type=kind, source=source)
-        items.append(item)
-    return items
-
-
-def fresh(shape: tuple[int, ...], like: TensorType) -> TensorType:
-    """A row-major type of the given shape."""
-    return TensorType(shape, contiguous_stride(shape), like.dtype, like.device)
-
-
-def typed_call(graph: fx.Graph, target: Any, args: tuple[Any, ...], kind: TensorType, source: str) -> fx.Node:
-    node = graph.call_function(target, args)
-    node.meta.update(type=kind, source=source)
-    return node
-
-
-def row_type(stack: fx.Node) -> TensorType:
-    """The type of one row of a stack."""
-    kind: TensorType = stack.meta["type"]
-    return TensorType(kind.shape[1:], kind.stride[1:], kind.dtype, kind.device)
-
-
-def permuted(kind: TensorType, order: Sequence[int]) -> TensorType:
-    shape, stride = tuple(kind.shape[d] for d in order), tuple(kind.stride[d] for d in order)
-    return TensorType(shape, stride, kind.dtype, kind.device)
-
-
-def memory_order(kind: TensorType) -> list[int]:
-    """The dimensions from the largest stride to the smallest; those of size 1 stay where they are."""
-    wide = [d for d, size in enumerate(kind.shape) if size != 1]
-    order = list(range(len(kind.shape)))
-    for d, moved in zip(wide, sorted(wide, key=lambda d: -kind.stride[d]), strict=True):
-        order[d] = moved
-    return order
-
-
-def reordered(graph: fx.Graph, node: fx.Node, kind: TensorType) -> fx.Node:
-    """The node, copied if its strides are in another order than those of `kind`."""
-    order = memory_order(kind)
-    if memory_order(node.meta["type"]) == order:
-        return node
-    source = node.meta["source"]
-    back, moved = [order.index(d) for d in range(len(order))], order != list(range(len(order)))
-    if moved:
-        node = typed_call(graph, aten.permute.default, (node, order), permuted(node.meta["type"], order), source)
-    shown = node.meta["type"]
-    node = typed_call(graph, aten.clone.default, (node,), fresh(shown.shape, shown), source)
-    node.kwargs = {"memory_format": torch.contiguous_format}
-    if moved:
-        node = typed_call(graph, aten.permute.default, (node, back), permuted(node.meta["type"], back), source)
-    return node
+            self.stacks[(number, position)] = self.call(operator.getitem, (call, index), types[index], block.source)

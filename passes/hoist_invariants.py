@@ -42,7 +42,7 @@ def hoist(graph: fx.Graph, call: fx.Node, block: Recurrence) -> Recurrence:
     if not moved:
         return replace(block, step=step)
     initial, stacked, given = call.args
-    outside = dict(zip(consts, given, strict=True))  # type: ignore[arg-type]
+    outside: dict[fx.Node, fx.Node] = dict(zip(consts, given, strict=True))  # type: ignore[arg-type]
     with graph.inserting_before(call):
         copy_nodes(graph, [n for n in step.nodes if n in moved], outside)
     inside = [n for n in step.nodes if n.op != "placeholder" and n not in moved]

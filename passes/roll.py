@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from fxsolve import prims
+from fxsolve.passes.numbers import fits, vary
 from fxsolve.tape import Tape
 
 NAME = "roll"
@@ -37,6 +38,7 @@ BLOCK = 16.0  # rows: what one more block costs
 CANDIDATES = 48
 OCCURRENCES = 6
 ROUNDS = 8
+MAX_DISTANCE = 16  # of a carried value: it takes as many carries
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def roll(tape: Tape) -> list[Loop]:
         edges = [low, *(row for run in found for row in (run.start, run.stop)), high]
         if found:
             pending += list(zip(edges[::2], edges[1::2], strict=True))
-    return [loop_of(tape, flow, run) for run in sorted(runs, key=lambda run: run.start)]
+    loops = [loop_of(tape, flow, run) for run in sorted(runs, key=lambda run: run.start)]
+    return [loop for loop in loops if numbers_fit(tape, loop)]
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,7 @@ def multiples(flow: Flow, stretch: Stretch) -> list[int]:
     inputs = flow.matrix(stretch.start, count, stretch.period)
     bad = np.flatnonzero(~np.logical_and.reduce([column.good for column in kinds(inputs, *step)], axis=0, initial=True))
     guesses = Counter(np.diff(bad).tolist())
+    guesses.update(kind.distance for kind in kinds(inputs, *step) if kind.distance > MAX_DISTANCE)
     middle = count // 2
     for column in inputs.T:
         again = np.flatnonzero(column[middle + 1 :] == column[middle])
@@ -251,9 +255,8 @@ def verified(flow: Flow, start: int, stop: int, period: int) -> Run | None:
         # The rows before the cut may complete an iteration with rows that the first try left over.
         start += (run.start + shift - start) % period
         run = narrow(flow, start, (stop - start) // period, period)
-    if run is None or run.count * period < MIN_ROWS or columns_of(flow, run) is None:
-        return None
-    return run
+    columns = None if run is None or run.count * period < MIN_ROWS else columns_of(flow, run)
+    return run if columns is not None and all(c.distance <= MAX_DISTANCE for c in columns) else None
 
 
 def narrow(flow: Flow, start: int, count: int, period: int) -> Run | None:
@@ -362,3 +365,10 @@ def loop_of(tape: Tape, flow: Flow, run: Run) -> Loop:
     numbers = np.empty(run.count * width, dtype=object)
     numbers[:] = [n for row in rows for n in row]
     return Loop(run.start, run.period, run.count, tuple(columns), numbers.reshape(run.count, width))
+
+
+def numbers_fit(tape: Tape, loop: Loop) -> bool:
+    """Whether every number that varies may vary."""
+    rows = range(loop.start, loop.start + loop.period)
+    holes = [(tape.symbols.items[tape.symbol[row]], k) for row in rows for k in range(len(tape.numbers[row]))]
+    return all(fits(*hole) or not vary(column.tolist()) for column, hole in zip(loop.numbers.T, holes, strict=True))

@@ -10,6 +10,8 @@ may be solved as a fixed point is for the causality proof to say (fxsolve.passes
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import fx
@@ -36,38 +38,39 @@ NAME = "slots"
 
 def slot_write(block: Recurrence, carry: int) -> tuple[fx.Node, Slots] | None:
     """The write that makes the new content of a carried buffer, if it writes disjoint slots of that buffer."""
+    chain = slot_writes(block, carry)
+    return chain[0] if len(chain) == 1 else None
+
+
+def slot_writes(block: Recurrence, carry: int) -> list[tuple[fx.Node, Slots]]:
+    """The writes, one after the other, that make the new content of a carried buffer, if no two of their slots meet."""
     before = placeholders(block.step, CARRY)[carry]
-    after = results(block.step)[carry]
-    if after.op != "call_function" or after.target is not prims.write or after.args[0] is not before:
-        return None
-    _, _, size, stride, offset = after.args
-    if isinstance(offset, fx.Node):
-        offsets = block.table[placeholders(block.step, INDEX).index(offset)]
-    else:
-        offsets = (offset,) * block.length
-    slots = Slots(tuple(size), tuple(stride), tuple(offsets))  # type: ignore[arg-type]
-    return (after, slots) if disjoint(slots, before.meta["type"]) else None
+    after: Any = results(block.step)[carry]
+    chain: list[tuple[fx.Node, Slots]] = []
+    while after.op == "call_function" and after.target is prims.write:
+        _, _, size, stride, offset = after.args
+        if isinstance(offset, fx.Node):
+            offsets = block.table[placeholders(block.step, INDEX).index(offset)]
+        else:
+            offsets = (offset,) * block.length
+        chain.append((after, Slots(tuple(size), tuple(stride), tuple(offsets))))
+        after = after.args[0]
+    if after is not before or not disjoint([slots for _, slots in chain], before.meta["type"]):
+        return []
+    return chain[::-1]
 
 
-def disjoint(slots: Slots, kind: TensorType) -> bool:
+def disjoint(parts: Sequence[Slots], kind: TensorType) -> bool:
     """Whether no element belongs to two slots."""
-    owner = slot_of(slots, kind)
-    if owner is None:
-        return False
-    size = int(np.prod(slots.shape))
-    return int((owner >= 0).sum()) == size * len(slots.offsets)
-
-
-def slot_of(slots: Slots, kind: TensorType) -> np.ndarray | None:
-    """For each element of a buffer, in memory order, the last step that writes it (-1: none)."""
-    owner = np.full(kind.numel, -1, dtype=np.int64)
-    strides = [s * owner.itemsize for s in slots.stride]
-    reach = sum(s * (n - 1) for s, n in zip(slots.stride, slots.shape, strict=True))
-    for t, offset in enumerate(slots.offsets):
-        if offset + reach >= kind.numel:
-            return None
-        np.lib.stride_tricks.as_strided(owner[offset:], slots.shape, strides)[...] = t
-    return owner
+    written = np.zeros(kind.numel, dtype=np.int64)
+    for slots in parts:
+        reach = sum(s * (n - 1) for s, n in zip(slots.stride, slots.shape, strict=True))
+        if max(slots.offsets) + reach >= kind.numel:
+            return False
+        strides = [s * written.itemsize for s in slots.stride]
+        for offset in slots.offsets:
+            np.lib.stride_tricks.as_strided(written[offset:], slots.shape, strides)[...] += 1
+    return bool((written <= 1).all())
 
 
 def outputs_from_buffers(program: Program) -> Program:
@@ -87,37 +90,35 @@ def outputs_from_buffers(program: Program) -> Program:
     return Program(graph, blocks, program.leaves, program.outputs, program.mutated, program.guards)
 
 
-def write_only(block: Recurrence, carry: int) -> tuple[fx.Node, Slots] | None:
-    found = slot_write(block, carry)
-    before = placeholders(block.step, CARRY)[carry]
-    if found is None or set(before.users) != {found[0]}:
-        return None
+def write_only(block: Recurrence, carry: int) -> list[tuple[fx.Node, Slots]]:
+    """The writes of a carried buffer that nothing in the step reads, nor returns before the last of them."""
+    chain = slot_writes(block, carry)
+    last = placeholders(block.step, CARRY)[carry]
+    for write, _ in chain:
+        if set(last.users) != {write}:
+            return []
+        last = write
     others = [n for i, n in enumerate(results(block.step)) if i != carry]
-    return found if found[0] not in others and len(found[0].users) == 1 else None
+    return chain if last not in others and len(last.users) == 1 else []
 
 
 def rewrite_call(
     graph: fx.Graph, node: fx.Node, block: Recurrence, env: dict[fx.Node, fx.Node], items: dict[tuple[fx.Node, int], fx.Node]
 ) -> Recurrence:
     """One block's call: the carries in `gone` leave it and come back as slots written after it."""
-    gone = {k: found for k in range(block.carries) if (found := write_only(block, k)) is not None}
+    gone = {k: found for k in range(block.carries) if (found := write_only(block, k))}
     kept = [k for k in range(block.carries) if k not in gone]
     step = fx.Graph()
     inner: dict[fx.Node, fx.Node] = {}
     carries = placeholders(block.step, CARRY)
     for i, k in enumerate(kept):
         inner[carries[k]] = placeholder_like(step, carries[k], f"{CARRY}{i}")
-    dropped = {found[0] for found in gone.values()} | {carries[k] for k in gone}
+    dropped = {write for chain in gone.values() for write, _ in chain} | {carries[k] for k in gone}
     rest = [n for n in block.step.nodes if n not in inner and n not in dropped and n.op != "output"]
     copy_nodes(step, rest, inner)
     returned = results(block.step)
-    outputs = list(returned[block.carries :])
-    place: dict[int, int] = {}
-    for k, (write, _) in gone.items():
-        value = write.args[1]
-        if value not in outputs:
-            outputs.append(value)  # type: ignore[arg-type]
-        place[k] = outputs.index(value)  # type: ignore[arg-type]
+    written: list[Any] = [write.args[1] for chain in gone.values() for write, _ in chain]
+    outputs: list[fx.Node] = list(dict.fromkeys([*returned[block.carries :], *written]))
     step.output(tuple(inner[n] for n in [*(returned[k] for k in kept), *outputs]))
     new = Recurrence(
         block.name, block.length, step, len(kept), block.stacked, block.consts, len(outputs), block.table, block.source
@@ -138,14 +139,16 @@ def rewrite_call(
 
     for i, k in enumerate(kept):
         items[(node, k)] = item(i)
-    for i in range(len(outputs)):
-        stack = item(len(kept) + i)
-        items[(node, block.carries + i)] = stack
-        for k in (k for k, p in place.items() if p == i):
-            slots = gone[k][1]
-            whole = graph.call_function(prims.write_slots, (initial[k], stack, slots.shape, slots.stride, slots.offsets))
+    stacks = {value: item(len(kept) + i) for i, value in enumerate(outputs)}
+    for i, value in enumerate(returned[block.carries :]):
+        items[(node, block.carries + i)] = stacks[value]
+    for k, chain in gone.items():
+        whole = initial[k]
+        for write, slots in chain:
+            stack = stacks[write.args[1]]  # type: ignore[index]
+            whole = graph.call_function(prims.write_slots, (whole, stack, slots.shape, slots.stride, slots.offsets))
             whole.meta.update(type=carries[k].meta["type"], source=node.meta["source"])
-            items[(node, k)] = whole
+        items[(node, k)] = whole
     return new
 
 

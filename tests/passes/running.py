@@ -18,11 +18,12 @@ from fxsolve.bits import bits
 from fxsolve.capture import Recording, record
 from fxsolve.guards import Guards
 from fxsolve.ir import Program, Recurrence, TensorType
-from fxsolve.passes.build import build, memory_order
+from fxsolve.passes.build import build
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
 from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
+from fxsolve.passes.layouts import memory_order
 from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.slots import outputs_from_buffers
 from fxsolve.tape import Tape, fill
