@@ -188,7 +188,10 @@ class Compiler:
         before = generator_states(flat)
         recording = record(self.fn, args, kwargs, guards.tensors())
         clock("record")
-        refusal = recording.refusal or self.side_effects(guards)
+        changed = guards.changes()
+        if changed:
+            guards = Guards.collect(self.fn, args, kwargs).without(changed)
+        refusal = recording.refusal or side_effects(changed)
         if refusal is None and any(t.requires_grad for t in tensors_of(recording.result)):
             refusal = (
                 "the result requires gradients, which compiled programs do not compute yet; "
@@ -293,12 +296,6 @@ class Compiler:
 
     # -- what can go wrong ------------------------------------------------------------------------
 
-    def side_effects(self, guards: Guards) -> str | None:
-        changed = guards.changes()
-        if changed:
-            return f"the call itself changes {', '.join(changed[:3])}, which a replay would not repeat"
-        return None
-
     def same_generators(self, expected: Any) -> None:
         now = [g.get_state() for g, _ in expected]
         if not all(torch.equal(a, b) for a, (_, b) in zip(now, expected, strict=True)):
@@ -356,6 +353,13 @@ def lower_to_program(recording: Recording, clock: Clock) -> Program:
     program = hoist_noise(program)
     clock("hoist noise")
     return program
+
+
+def side_effects(changed: Sequence[str]) -> str | None:
+    """Why a call that changes attributes is not compiled."""
+    if not changed:
+        return None
+    return f"the call itself changes {', '.join(changed[:3])}, which a replay would not repeat"
 
 
 def in_order(executable: Executable) -> bool:

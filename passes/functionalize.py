@@ -243,6 +243,11 @@ class Functionalizer:
                 else:
                     args.append(shape)
             tensor, number = tensor + has, number + counts
+        given = {a.name: a.default_value for a in symbol.target._schema.arguments if a.has_default_value()}  # type: ignore[attr-defined]
+        for argument in op._schema.arguments[len(args) :]:
+            if argument.name in template or argument.kwarg_only or argument.has_default_value():
+                break
+            args.append(given[argument.name])  # left out in the in-place call, which has a default for it
         return Twin(target, op, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
 
     def functional_value(self, symbol: Symbol, twin: Twin, kind: TensorType) -> int:
