@@ -31,6 +31,7 @@ from fxsolve.passes.functionalize import functionalize
 from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import roll
+from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import outputs_from_buffers
 from fxsolve.schedule import PAYS, BlockRunner, Plan
 from fxsolve.signature import signature
@@ -346,6 +347,8 @@ def lower_to_program(recording: Recording, clock: Clock) -> Program:
     clock("roll")
     program = build(tape, loops)
     clock("build")
+    program = settle(program)
+    clock("settle")
     program = hoist_invariants(program)
     clock("hoist invariants")
     program = outputs_from_buffers(program)

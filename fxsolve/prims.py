@@ -1,8 +1,8 @@
 """The few functions that fxsolve's graphs call beside ATen: strided reads and functional writes, random draws, guards.
 
 A *region* of a dense tensor is given by (size, stride, offset) in elements, offset counted from the tensor's first
-element; it is what `x[:, i]`, `x[:, :, i, j]` and the like address. All four functions are pure but for `draw`, which
-advances a generator.
+element; it is what `x[:, i]`, `x[:, :, i, j]` and the like address. All functions are pure but for `draw` and
+`draws`, which advance a generator.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from fxsolve.bits import same_bits
 
 
 def read(base: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
@@ -113,3 +115,8 @@ def draws(count: int, specs: Sequence[tuple[Any, ...]]) -> tuple[torch.Tensor, .
     """`count` iterations of the draws `specs` (arguments of `draw`) in eager's order, each stacked to (count, *shape)."""
     rows = [[draw(*spec) for spec in specs] for _ in range(count)]
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+def settled(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Whether a state that a step writes again keeps its bits: a 0-d boolean tensor."""
+    return torch.tensor(same_bits(before, after))
