@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxsolve.ir import CARRY, CONST, Program, Recurrence, TensorType, placeholders, results
+from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Program, Recurrence, TensorType, calls, placeholders, results
 from fxsolve.passes.graphs import copy_nodes, placeholder_like
 from fxsolve.tape import Leaf
 
@@ -114,26 +114,21 @@ def rewrite_call(
     initial, stacked, given = [[env[n] for n in group] for group in node.args]  # type: ignore[union-attr]
     carries, consts = placeholders(step, CARRY), placeholders(step, CONST)
     kept = [k for k in range(block.carries) if k not in gone]
-    new, inner = fx.Graph(), {}
-    for i, k in enumerate(kept):
-        inner[carries[k]] = placeholder_like(new, carries[k], f"{CARRY}{i}")
-    for old in placeholders(step):
-        if old not in carries:
-            inner[old] = placeholder_like(new, old, old.name)
-    for i, each in enumerate(found):
-        outside = dict(zip(consts, given, strict=True)) | {carries[each.carry]: initial[each.carry]}
-        copy_nodes(graph, each.chain, outside)
-        values[(node, each.carry)] = outside[each.chain[-1]]
-        inner[each.chain[-1]] = placeholder_like(new, each.chain[-1], f"{CONST}{len(consts) + i}")
+    outside = dict(zip(consts, given, strict=True))
+    for each in found:
+        local = outside | {carries[each.carry]: initial[each.carry]}
+        copy_nodes(graph, each.chain, local)
+        values[(node, each.carry)] = outside[each.chain[-1]] = local[each.chain[-1]]
     dropped = {n for each in found for n in each.chain}
-    copy_nodes(new, [n for n in step.nodes if n not in inner and n not in dropped and n.op not in ("placeholder", "output")], inner)
+    used = [n for n in consts if any(user not in dropped for user in n.users)] + [each.chain[-1] for each in found]
+    new, inner = fx.Graph(), {}
+    for prefix, group in ((CARRY, [carries[k] for k in kept]), (STACKED, None), (INDEX, None), (CONST, used)):
+        for i, old in enumerate(placeholders(step, prefix) if group is None else group):
+            inner[old] = placeholder_like(new, old, f"{prefix}{i}")
+    copy_nodes(new, [n for n in calls(step) if n not in dropped], inner)
     returned = results(step)
     new.output(tuple(inner[n] for i, n in enumerate(returned) if i not in gone))
-    groups = (
-        tuple(initial[k] for k in kept),
-        tuple(stacked),
-        (*given, *(values[(node, each.carry)] for each in found)),
-    )
+    groups = (tuple(initial[k] for k in kept), tuple(stacked), tuple(outside[n] for n in used))
     call = graph.create_node("call_module", block.name, groups, name=block.name)
     types = [t for i, t in enumerate(node.meta["type"]) if i not in gone]
     call.meta.update(type=tuple(types), source=node.meta["source"])

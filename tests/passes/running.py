@@ -25,6 +25,7 @@ from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.layouts import memory_order
 from fxsolve.passes.roll import Loop, roll
+from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import outputs_from_buffers
 from fxsolve.tape import Tape, fill
 
@@ -209,7 +210,8 @@ def agrees(fn: Function, *args: Any, values: bool = True) -> Program:
     assert clean(tape).text() == tape.text(), "clean is not idempotent"
     program = build(tape, roll(tape))
     hoisted = hoist_invariants(program)
-    without_buffers = outputs_from_buffers(hoisted)
+    settled = settle(hoisted)
+    without_buffers = outputs_from_buffers(settled)
     last = hoist_noise(without_buffers)
     stages: list[tuple[str, Callable[[Sequence[Tensor]], Any], Sequence[Any]]] = [
         ("recorded tape", lambda leaves: run_tape(recording.tape, leaves), recording.tape.leaves),
@@ -217,6 +219,7 @@ def agrees(fn: Function, *args: Any, values: bool = True) -> Program:
         ("clean tape", lambda leaves: run_tape(tape, leaves), tape.leaves),
         ("program", lambda leaves: run_program(program, leaves), program.leaves),
         ("hoisted invariants", lambda leaves: run_program(hoisted, leaves), hoisted.leaves),
+        ("settled", lambda leaves: run_program(settled, leaves), settled.leaves),
         ("slots", lambda leaves: run_program(without_buffers, leaves), without_buffers.leaves),
         ("hoisted noise", lambda leaves: run_program(last, leaves), last.leaves),
     ]
