@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from fxsolve.bits import same_bits
-
 
 def read(base: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
     """The region of `base` as a view: `base[region]`."""
@@ -115,8 +113,3 @@ def draws(count: int, specs: Sequence[tuple[Any, ...]]) -> tuple[torch.Tensor, .
     """`count` iterations of the draws `specs` (arguments of `draw`) in eager's order, each stacked to (count, *shape)."""
     rows = [[draw(*spec) for spec in specs] for _ in range(count)]
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-
-def settled(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Whether a state that a step writes again keeps its bits: a 0-d boolean tensor."""
-    return torch.tensor(same_bits(before, after))

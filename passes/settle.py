@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Program, Recurrence, TensorType, calls, placeholders, results
+from fxsolve.passes.clean import is_random_target
 from fxsolve.passes.graphs import copy_nodes, placeholder_like
 from fxsolve.tape import Leaf
 
@@ -73,12 +74,25 @@ def settled_states(call: fx.Node, block: Recurrence, leaves: dict[fx.Node, Leaf]
         last = chain[-1]
         if last.target is aten.mul.Tensor:
             (mask,) = [n for n in last.all_input_nodes if n in outside]
-            leaf = leaves.get(outside[mask])
-            if leaf is not None and bool(((leaf.tensor == 0) | (leaf.tensor == 1)).all()):
+            value = value_of(outside[mask], leaves)
+            if value is not None and bool((value * value == value).all()):
                 found.append(Settled(number, chain, mask))
         elif last.target in IDEMPOTENT:
             found.append(Settled(number, chain, None))
     return found
+
+
+def value_of(node: fx.Node, leaves: dict[fx.Node, Leaf]) -> torch.Tensor | None:
+    """A value of the program as it was recorded, if it comes from no block."""
+    if node in leaves:
+        return leaves[node].tensor
+    if node.op != "call_function" or is_random_target(node.target):
+        return None
+    values = {n: value_of(n, leaves) for n in node.all_input_nodes}
+    if any(v is None for v in values.values()):
+        return None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def unary_chain(step: fx.Graph, number: int, outside: dict[fx.Node, fx.Node]) -> tuple[fx.Node, ...]:
