@@ -33,6 +33,7 @@ from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import roll
 from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import outputs_from_buffers
+from fxsolve.progress import progress
 from fxsolve.schedule import PAYS, BlockRunner, Plan
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
@@ -106,6 +107,7 @@ class Entry:
     spec: Any = None
     statics: tuple[Any, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    refusal: str | None = None  # why it was not compiled
     failures: int = 0
     rejected: Executable | None = None  # compiled, but the original is kept: for explain
 
@@ -135,13 +137,16 @@ class Compiler:
                 self.last = entry
                 return self.later_call(entry, args, kwargs, start)
             del self.entries[key]
-        return self.first_call(key, args, kwargs, start)
+        with progress("first call of this kind: recording, compiling, choosing"):
+            return self.first_call(key, args, kwargs, start)
 
     # -- later calls ------------------------------------------------------------------------------
 
     def later_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
         executable = entry.executable
         if executable is None:
+            if entry.refusal is not None and not self.options.fallback:
+                raise CaptureError(entry.refusal)
             result = self.fn(*args, **kwargs)
             self.solution = Solution((), time.perf_counter() - start, entry.choice)
             return result
@@ -316,6 +321,7 @@ class Compiler:
 
     def keep_original(self, entry: Entry, reason: str, result: Any, start: float) -> Any:
         entry.choice = f"the original runs: {reason}"
+        entry.refusal = reason
         self.warn(reason)
         return self.finished(result, entry, start)
 

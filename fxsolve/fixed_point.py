@@ -22,6 +22,7 @@ from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
 
 Tensors = Sequence[torch.Tensor]
+UNCHECKED = {"cuda": 3}  # sweeps between two stopping tests, which wait for the device; overshooting is harmless
 FIRST_WINDOW = 32  # slots beyond the frontier whose heads are taken one by one, where they must be
 
 
@@ -65,7 +66,7 @@ class LoweredFixedPoint:
         if frontier[-1] < self.block.length:
             raise NotSolved(f"{frontier[-1]} of {self.block.length} equations are final after {len(frontier)} sweeps")
         figures = {
-            "sweeps": len(frontier),
+            "sweeps": problem.passes if problem.block == 1 else len(frontier),
             "steps": problem.passes,
             "frontier": frontier,
             "residual": 0.0,
@@ -93,21 +94,20 @@ class FixedPointProblem:
 
     def sweep(self) -> None:
         """One pass for all slots; with blocks, one pass for each position inside a block, committing that position."""
-        for place in range(self.block):
-            values = self.evaluate(self.buffers)
-            if self.block == 1:
-                self.values = values
-                return
-            self.advance(values, place)
+        if self.block > 1:
+            for place in range(self.block):
+                self.advance(self.evaluate(self.buffers), slice(self.frontier + place, self.high, self.block))
+        else:
+            for _ in range(0 if self.lowered.one_by_one else UNCHECKED.get(self.buffers[0].device.type, 0)):
+                self.advance(self.evaluate(self.buffers), slice(self.frontier, self.high))
         self.values = self.evaluate(self.buffers)
 
     def evaluate(self, buffers: Tensors) -> tuple[torch.Tensor, ...]:
         self.passes += 1
         features = self.lowered.network(*buffers, *self.consts)
-        self.finite = all(bool(f.isfinite().all()) for f in features if f.is_floating_point())
+        self.features = features
         out = self.lowered.head(*features, *self.stacked, *self.table, *self.consts)
         if self.lowered.one_by_one:
-            self.features = features
             out = tuple(o.clone() for o in out)
             for t in range(self.frontier, min(self.frontier + self.window, self.equations)):
                 for whole, value in zip(out, self.alone(t), strict=True):
@@ -115,16 +115,16 @@ class FixedPointProblem:
         self.outputs = out[len(self.buffers) :]
         return out[: len(self.buffers)]
 
-    def advance(self, values: tuple[torch.Tensor, ...], place: int) -> None:
-        """Gauss-Seidel inside blocks: slot `place` of each block from the frontier on takes its new value."""
-        chosen = slice(self.frontier + place, self.high, self.block)
-        for buffer, view, value in zip(self.buffers, self.views, values, strict=True):
+    def advance(self, values: tuple[torch.Tensor, ...], chosen: slice) -> None:
+        """Some slots that are not final take their new values, as guesses."""
+        for buffer, view, value, first in zip(self.buffers, self.views, values, self.initial, strict=True):
             content = view.gather(buffer).clone()
-            content[chosen] = harmless(value[chosen], view.gather(self.first_of(buffer))[chosen])
+            content[chosen] = harmless(value[chosen], view.gather(first)[chosen])
             view.scatter_(buffer, content)
 
-    def first_of(self, buffer: torch.Tensor) -> torch.Tensor:
-        return next(i for i, b in zip(self.initial, self.buffers, strict=True) if b is buffer)
+    def finite(self) -> bool:
+        """Whether the last pass met no non-finite value, as far as its features show."""
+        return all(bool(f.isfinite().all()) for f in self.features if f.is_floating_point())
 
     def alone(self, t: int) -> tuple[torch.Tensor, ...]:
         """The head of slot t by itself, from the features of the last pass: eager's own calls."""
@@ -134,7 +134,7 @@ class FixedPointProblem:
     def commit(self) -> int:
         """Moves the frontier; where heads are taken one by one, the window of such heads follows its speed."""
         before = self.frontier
-        frontier = self.advance_frontier() if self.finite else self.commit_one()
+        frontier = self.advance_frontier() if self.finite() else self.commit_one()
         self.window = max(FIRST_WINDOW, 2 * (frontier - before))
         if frontier == self.equations and self.outputs:
             self.settle_outputs()
