@@ -73,10 +73,10 @@ def settled_states(call: fx.Node, block: Recurrence, leaves: dict[fx.Node, Leaf]
             continue
         last = chain[-1]
         if last.target is aten.mul.Tensor:
-            (mask,) = [n for n in last.all_input_nodes if n in outside]
-            value = value_of(outside[mask], leaves)
+            masks = [n for n in last.all_input_nodes if n in outside]
+            value = value_of(outside[masks[0]], leaves) if masks else None  # no mask: scaled by a number
             if value is not None and bool((value * value == value).all()):
-                found.append(Settled(number, chain, mask))
+                found.append(Settled(number, chain, masks[0]))
         elif last.target in IDEMPOTENT:
             found.append(Settled(number, chain, None))
     return found

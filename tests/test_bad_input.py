@@ -173,7 +173,7 @@ def test_validated_arguments_of_distributions() -> None:
     def run(x: Tensor) -> Tensor:
         h = torch.zeros_like(x[0])
         for t in range(x.shape[0]):
-            h = 0.5 * h + torch.distributions.Normal(x[t], h.exp()).log_prob(x[t])
+            h = 0.5 * h + torch.distributions.Normal(x[t], h.exp(), validate_args=True).log_prob(x[t])
         return h
 
     compiled = fxsolve.compile(run, solver=GaussSeidel())
