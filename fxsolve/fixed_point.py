@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from torch import fx
+
 from fxsolve.bits import differing, same_bits
 from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
 from fxsolve.passes.batch_step import batch_step
@@ -31,13 +33,25 @@ class LoweredFixedPoint:
 
     def __init__(self, block: FixedPoint) -> None:
         self.block = block
-        self.network: Callable[..., Any] = generated(block.network)
+        self.network: Callable[..., Any] = generated(with_swallowed(block.network))
         self.single: Callable[..., Any] = generated(block.head)
         varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
         self.head: Callable[..., Any] = generated(batch_step(block.head, varying, block.length))
         self.one_by_one = False  # whether final slots take the value of a single slot's head, at eager's own shapes
         self.tables: dict[torch.device, list[torch.Tensor]] = {}
         self.views: dict[torch.device, list[SlotView]] = {}
+
+    def features(self, buffers: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        """One pass of the network: what the head reads."""
+        return self.network(*buffers, *consts)[: self.block.features]
+
+    def telling_features(self, buffers: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        """The features of one pass, all NaN where the pass met a non-finite value: such a pass says nothing."""
+        seen = self.network(*buffers, *consts)
+        features = seen[: self.block.features]
+        if all_finite(seen):
+            return features
+        return tuple(torch.full_like(f, torch.nan) if f.is_floating_point() else f for f in features)
 
     def on(self, device: torch.device) -> tuple[list[torch.Tensor], list[SlotView]]:
         """Index table and slot geometry as tensors of a device."""
@@ -104,8 +118,8 @@ class FixedPointProblem:
 
     def evaluate(self, buffers: Tensors) -> tuple[torch.Tensor, ...]:
         self.passes += 1
-        features = self.lowered.network(*buffers, *self.consts)
-        self.features = features
+        self.seen = self.lowered.network(*buffers, *self.consts)
+        self.features = features = self.seen[: self.lowered.block.features]
         out = self.lowered.head(*features, *self.stacked, *self.table, *self.consts)
         if self.lowered.one_by_one:
             out = tuple(o.clone() for o in out)
@@ -123,8 +137,8 @@ class FixedPointProblem:
             view.scatter_(buffer, content)
 
     def finite(self) -> bool:
-        """Whether the last pass met no non-finite value, as far as its features show."""
-        return all(bool(f.isfinite().all()) for f in self.features if f.is_floating_point())
+        """Whether the last pass met no non-finite value: NaN spreads to the features, or to an op that swallows it."""
+        return all_finite(self.seen)
 
     def alone(self, t: int) -> tuple[torch.Tensor, ...]:
         """The head of slot t by itself, from the features of the last pass: eager's own calls."""
@@ -163,14 +177,11 @@ class FixedPointProblem:
             return self.frontier
         for buffer, view, value, first in zip(self.buffers, self.views, self.values, self.initial, strict=True):
             new = value[low:]
-            if not self.all_finite(new):
+            if not all_finite([new]):
                 final = self.frontier - low
                 new = torch.cat([new[:final], harmless(new[final:], view.gather(first)[self.frontier :])])
             view.scatter_(buffer, new, low)
         return self.frontier
-
-    def all_finite(self, value: torch.Tensor) -> bool:
-        return not value.is_floating_point() or bool(value.isfinite().all())
 
     def commit_one(self) -> int:
         """A pass that met a non-finite value says nothing about the future slots: a guess may have overflowed inside.
@@ -190,6 +201,29 @@ class FixedPointProblem:
             view.scatter_(buffer, torch.cat([value[low : low + 1], rest]), low)
         self.frontier = low + 1
         return self.frontier
+
+
+SWALLOWING = frozenset(
+    "gt ge lt le eq ne isnan isinf nan_to_num fmax fmin argmax argmin topk sort argsort sign heaviside nansum nanmean".split()
+)
+
+
+def with_swallowed(network: fx.Graph) -> fx.Graph:
+    """The network, returning after its features the operands of ops whose result hides a NaN."""
+    graph, env = fx.Graph(), {}
+    features = graph.graph_copy(network, env)
+    hidden = [
+        env[n]
+        for node in network.nodes
+        if getattr(node.target, "__name__", "").split(".")[0] in SWALLOWING
+        for n in node.all_input_nodes
+    ]
+    graph.output((*features, *dict.fromkeys(hidden)))  # type: ignore[misc]
+    return graph
+
+
+def all_finite(values: Tensors) -> bool:
+    return all(bool(v.isfinite().all()) for v in values if v.is_floating_point())
 
 
 def harmless(guess: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:

@@ -166,12 +166,12 @@ class BlockRunner(torch.nn.Module):
         """Probes on the very shapes whether the network is causal in bits."""
         length = found.length
         steps = sorted({0, 1, length // 3, length // 2, length - 1} & set(range(length)))
-        return probe_bits(lambda *b: lowered.network(*b, *consts), found, initial, steps, consts)
+        return probe_bits(lambda *b: lowered.telling_features(b, consts), found, initial, steps, consts)
 
     def differing_head(self, lowered: LoweredFixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors) -> str | None:
         """Probes on the very shapes whether the head for all slots gives the bits of single slots."""
         private = torch.Generator(initial[0].device).manual_seed(0)
-        features = lowered.network(*initial, *consts)
+        features = lowered.features(initial, consts)
         for scale in (0.1, 1.0, 5.0):
             noisy = [
                 f + scale * torch.randn(f.shape, dtype=f.dtype, device=f.device, generator=private)
