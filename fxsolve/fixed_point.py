@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-
 from torch import fx
 
 from fxsolve.bits import differing, same_bits
@@ -204,7 +203,8 @@ class FixedPointProblem:
 
 
 SWALLOWING = frozenset(
-    "gt ge lt le eq ne isnan isinf nan_to_num fmax fmin argmax argmin topk sort argsort sign heaviside nansum nanmean".split()
+    ("gt", "ge", "lt", "le", "eq", "ne", "isnan", "isinf", "nan_to_num", "fmax", "fmin", "nansum", "nanmean")
+    + ("argmax", "argmin", "topk", "sort", "argsort", "sign", "heaviside")
 )
 
 
