@@ -13,7 +13,7 @@ import contextlib
 import gc
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,20 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from fxsolve import prims
+from fxsolve.doors import watched_doors
 from fxsolve.errors import CaptureError
 from fxsolve.ir import TensorType
+from fxsolve.op_plan import VIEWS_IN_PLACE, OpPlan, refusal_of_call
 from fxsolve.tape import Cell, Leaf, Mark, Output, Tape
 
 aten = torch.ops.aten
 TORCH_DIRECTORY = str(Path(torch.__file__).parent)
 OWN_DIRECTORY = str(Path(__file__).parent)
+OPS_FILE = torch._ops.__file__
 
 SWEEP_AFTER = 64  # storages
 
-VIEWS_IN_PLACE = frozenset({"transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"})
-
-# Their schemas say that they mutate nothing, but in training they update running statistics.
-HIDDEN_MUTATORS = {"native_batch_norm": 5, "cudnn_batch_norm": 5, "miopen_batch_norm": 5}
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Recorder(TorchDispatchMode):
 
     arguments: list[tuple[int, torch.Tensor]]
     known: dict[str, torch.Tensor]
+    generators: Sequence[torch.Generator] = ()  # among the arguments
     tape: Tape = field(default_factory=Tape)
     refusal: str | None = None
 
@@ -73,6 +74,7 @@ class Recorder(TorchDispatchMode):
         self.before: dict[int, torch.Tensor] = {}
         self.origins: dict[int, tuple[str, str, torch.Tensor, int]] = {}
         self.python_tensors: set[int] = set()
+        self.shared: dict[int, str] = {}  # storages of two inputs, and of which
         self.plans: dict[Any, OpPlan] = {}
         self.lines: dict[tuple[Any, int], int] = {}
         for name, tensor in self.known.items():
@@ -81,8 +83,19 @@ class Recorder(TorchDispatchMode):
             self._origin("argument", f"argument {position}", tensor, position)
 
     def _origin(self, kind: str, name: str, tensor: torch.Tensor, position: int = -1) -> None:
-        if tensor.layout is torch.strided and not tensor.is_quantized:
-            self.origins[tensor.untyped_storage()._cdata] = (kind, name, tensor, position)
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            return  # refused where it is used
+        storage = tensor.untyped_storage()._cdata
+        other = self.origins.get(storage)
+        if other is None or (kind == other[0] == "attribute" and other[2].numel() < tensor.numel()):
+            self.origins[storage] = (kind, name, tensor, position)
+        elif kind == "argument" and not (other[0] == kind and same_region(other[2], tensor)):
+            self.shared[storage] = f"{name} shares memory with {other[1]}"
+
+    def replaced(self) -> list[str]:
+        """The inputs that have another storage now (nobody tells of `x.data = y`)."""
+        now = [(old, name, t.untyped_storage()._cdata) for old, (_, name, t, _) in self.origins.items()]
+        return [name for old, name, storage in now if storage != old]
 
     # -- the mode ---------------------------------------------------------------------------------
 
@@ -104,47 +117,58 @@ class Recorder(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if plan.mutated:
-            self._save_before_write(func, plan, args, kwargs)
-        if plan.name in VIEWS_IN_PLACE:
-            return self._view_in_place(func, args, kwargs)
-        result = func(*args, **kwargs)
+        written: list[int] = []
+        recorded, given = func, args
         try:
-            self._record(func, plan, args, kwargs, result)
+            if types and not PLAIN.issuperset(types):
+                raise CaptureError(f"a tensor of class {odd_class(types)} is used at {self.where()}")
+            if plan.mutated:
+                written = self._before_write(plan, args, kwargs)
+            elif plan.name in VIEWS_IN_PLACE:
+                recorded, given = self._as_view(func, args)
         except CaptureError as error:
             self.refusal = str(error)
+        result = func(*args, **kwargs)
+        if self.refusal is not None:
+            return result
+        try:
+            self._record(recorded, plan, given, kwargs, result)
+            if plan.resizes and written != [self.value(t) for t in plan.written(args, kwargs)]:
+                raise CaptureError(f"{plan.name} gives another shape to the tensor that it writes at {self.where()}")
+        except CaptureError as error:
+            self.refusal = str(error)
+        except Exception as error:  # tensors of a kind that the recorder does not know
+            what = odd_tensor((args, kwargs, result)) or f"{plan.name} ({error})"
+            self.refusal = f"{what} at {self.where()} cannot be recorded"
         return result
 
-    def _view_in_place(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`x.transpose_(0, 1)` shows the same storage in another way: recorded as the view that it makes."""
-        try:
-            plan = OpPlan.of(func)
-            packet = getattr(aten, plan.name.removesuffix("_"))
-            names = [a.name for a in func._schema.arguments]
-            overloads = [getattr(packet, name) for name in packet.overloads()]
-            view = next(op for op in overloads if [a.name for a in op._schema.arguments] == names)
-            before = args[0].as_strided(args[0].shape, args[0].stride(), args[0].storage_offset())
-            self.value(args[0])
-            result = func(*args, **kwargs)
-            self._record(view, OpPlan.of(view), (before, *args[1:]), kwargs, result)
-        except CaptureError as error:
-            self.refusal = str(error)
-            return func(*args, **kwargs)
-        return result
+    def _as_view(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> tuple[torch._ops.OpOverload, tuple[Any, ...]]:
+        """`x.transpose_(0, 1)` shows the same storage in another way: the call of the view that it makes."""
+        self.value(args[0])
+        if any(leaf.tensor is args[0] for leaf in self.tape.leaves):
+            raise CaptureError(f"{func} changes the shape of an input in place at {self.where()}")
+        packet = getattr(aten, func._schema.name.split("::")[-1].removesuffix("_"))
+        names = [a.name for a in func._schema.arguments]
+        overloads = [getattr(packet, name) for name in packet.overloads()]
+        view = next(op for op in overloads if [a.name for a in op._schema.arguments] == names)
+        before = args[0].as_strided(args[0].shape, args[0].stride(), args[0].storage_offset())
+        return view, (before, *args[1:])
 
     def _record(
         self, func: torch._ops.OpOverload, plan: OpPlan, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         if plan.refuse is not None:
             raise CaptureError(f"{plan.refuse} at {self.where()}")
-        if plan.hidden >= 0 and args[plan.hidden]:
-            raise CaptureError(f"{plan.name} in training mode updates its running statistics at {self.where()}; call .eval()")
+        if plan.depends and (reason := refusal_of_call(plan, args)) is not None:
+            raise CaptureError(f"{reason} at {self.where()}")
         if plan.scalar:
             self._left_torch(args[0], result)
             return
         if plan.name == "lift_fresh":
             self._lift(result)
             return
+        if plan.name == "as_strided":
+            return  # addresses the storage: who uses the result reads that region
         tensors: list[int] = []
         numbers: list[float | int] = []
         template = tuple([self._flatten(a, tensors, numbers) for a in args])
@@ -177,7 +201,7 @@ class Recorder(TorchDispatchMode):
         if out is None:
             return
         storage = out.untyped_storage()
-        offset = out.storage_offset()
+        offset: int = out.storage_offset()  # type: ignore[assignment]
         cell = self.cell_of.get(storage._cdata)
         if cell is None:
             cell = self._new_cell(storage, Cell(value, offset, -1))
@@ -205,6 +229,8 @@ class Recorder(TorchDispatchMode):
         key = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
         number = types.index.get(key)
         if number is None:
+            if tensor.is_quantized:
+                raise CaptureError(f"a quantized tensor at {self.where()}; only dense tensors are compiled")
             number = types(TensorType.of(tensor))
             types.index[key] = number
         return number
@@ -224,6 +250,8 @@ class Recorder(TorchDispatchMode):
             if any(isinstance(a, torch.Tensor) for a in arg):
                 return tuple([self._flatten(a, tensors, numbers) for a in arg])
             return tuple(arg)
+        if kind is torch.Generator and not any(arg is g for g in self.generators):
+            raise CaptureError(f"a draw from a generator that is not an argument at {self.where()}; pass it as an argument")
         return arg
 
     # -- values -----------------------------------------------------------------------------------
@@ -231,7 +259,7 @@ class Recorder(TorchDispatchMode):
     def value(self, tensor: torch.Tensor) -> int:
         """The value that a tensor shows, by storage and region; a new view of a known storage becomes a read."""
         type_id = self._type(tensor)
-        offset = tensor.storage_offset()
+        offset: int = tensor.storage_offset()  # type: ignore[assignment]
         storage = tensor.untyped_storage()
         cell = self.cell_of.get(storage._cdata)
         if cell is None:
@@ -242,22 +270,27 @@ class Recorder(TorchDispatchMode):
         return value
 
     def _new_leaf(self, tensor: torch.Tensor, storage: torch.UntypedStorage) -> int:
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise CaptureError(f"a tensor of layout {tensor.layout} at {self.where()}; only strided tensors are compiled")
         origin = self.origins.get(storage._cdata)
+        if storage._cdata in self.shared:
+            shared = self.shared[storage._cdata]
+            raise CaptureError(f"{shared}, which later calls need not do (used at {self.where()}); pass a copy")
+        if tensor.is_conj() or tensor.is_neg():
+            raise CaptureError(f"a lazily conjugated or negated tensor is used at {self.where()}; call resolve_conj() first")
         if origin is None:
-            if storage._cdata not in self.python_tensors and tensor.dim() > 0:
+            if tensor.dim() == 0 and storage._cdata not in self.python_tensors and self._lift(tensor):
+                return self.cell_of[storage._cdata]
+            if storage._cdata not in self.python_tensors:
                 raise CaptureError(
-                    f"a tensor that did not come from an argument, a module, a closure or a torch call "
-                    f"(numpy? a list of tensors?) is used at {self.where()}; pass it as an argument"
+                    f"a tensor that did not come from an argument, a module, a closure or a torch function "
+                    f"(an array? torch.Tensor(list)?) is used at {self.where()}; pass it as an argument"
                 )
-            origin = ("constant", f"constant {len(self.tape.leaves)}", tensor.detach().clone(), -1)
+            origin = ("constant", f"constant {len(self.tape.leaves)}", constant(tensor), -1)
         kind, name, root, position = origin
         type_id = self._type(root)
         value = self.tape.new_value(type_id)
         leaf = len(self.tape.leaves)
         self.tape.leaves.append(Leaf(value, kind, name, root, position))
-        offset = root.storage_offset() if kind != "constant" else tensor.storage_offset()
+        offset: int = (tensor if kind == "constant" else root).storage_offset()  # type: ignore[assignment]
         cell = self._new_cell(storage, Cell(value, offset, leaf))
         self.place[value] = (cell, offset)
         self.handles[(cell, offset, type_id)] = value
@@ -273,42 +306,56 @@ class Recorder(TorchDispatchMode):
         self.handles[(cell, offset, type_id)] = value
         return value
 
-    def _lift(self, result: torch.Tensor) -> None:
+    def _lift(self, result: torch.Tensor) -> bool:
         """A tensor made from Python data. A number is written into the tape, so that it may differ between iterations."""
-        if result.dim() == 0 and result.device.type == "cpu" and not result.is_complex():
-            with torch._C._DisableTorchDispatch():
-                number = result.item()
-            type_id = self._type(result)
-            mark = Mark.FLOAT if isinstance(number, float) else Mark.INT
-            named = (("dtype", result.dtype), ("device", result.device))
-            value = self.tape.call(aten.scalar_tensor.default, (mark,), type_id, (), (number,), self._source(), named)
-            self._place_result(result, type_id, value)
+        if result.dim() > 0 or result.device.type != "cpu" or result.is_complex():
+            return False
+        with torch._C._DisableTorchDispatch():
+            number = result.item()
+        type_id = self._type(result)
+        mark = Mark.FLOAT if isinstance(number, float) else Mark.INT
+        named = (("dtype", result.dtype), ("device", result.device))
+        value = self.tape.call(aten.scalar_tensor.default, (mark,), type_id, (), (number,), self._source(), named)
+        self._place_result(result, type_id, value)
+        return True
+
+    def made_from_numbers(self, tensor: torch.Tensor) -> None:
+        """Takes note of a tensor made from Python numbers: a constant of the program."""
+        storage = tensor.untyped_storage()
+        self.python_tensors.add(storage._cdata)
+        self.watched[storage._cdata] = StorageWeakRef(storage)
 
     def _left_torch(self, tensor: torch.Tensor, number: Any) -> None:
         """A value that Python sees: torch's own validations become guards, anything else is refused."""
-        if isinstance(number, bool) and sys._getframe(4).f_code.co_filename.startswith(TORCH_DIRECTORY):
-            self.tape.guards.append((self.value(tensor), number))
+        if isinstance(number, bool) and self._asked_by_torch():
+            truth = self.tape.types(TensorType((), (), torch.bool, tensor.device))
+            args = (Mark.TENSOR, number)
+            value = self.tape.call(prims.guard, args, truth, (self.value(tensor),), (), self._source())
+            self.tape.guards.append((value, True))
             return
         raise CaptureError(
             f"a value leaves torch ({type(number).__name__} of a tensor) at {self.where()}: what Python does with it "
             f"cannot be recorded; use tensor operations (torch.where, index_select) instead"
         )
 
-    def _save_before_write(self, func: Any, plan: OpPlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the content of an outside tensor before its first write (trials run on it), and marks the storage."""
-        for name, position in plan.mutated:
-            tensor = args[position] if position < len(args) else kwargs.get(name)
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            try:
-                cell = self.cells[self.place[self.value(tensor)][0]]
-            except CaptureError as error:
-                self.refusal = str(error)
-                return
+    def _asked_by_torch(self) -> bool:
+        """Whether the code that makes the call which is recorded now is torch's own."""
+        frame: Any = sys._getframe(3)
+        while frame.f_code.co_filename.startswith(OWN_DIRECTORY) or frame.f_code.co_filename == OPS_FILE:
+            frame = frame.f_back
+        return frame.f_code.co_filename.startswith(TORCH_DIRECTORY)
+
+    def _before_write(self, plan: OpPlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """Keeps the content of outside tensors before their first write (trials run on it), and marks their storages."""
+        values = []
+        for tensor in plan.written(args, kwargs):
+            values.append(self.value(tensor))
+            cell = self.cells[self.place[values[-1]][0]]
             if cell.leaf >= 0 and cell.leaf not in self.before:
                 with torch._C._DisableTorchDispatch():
                     self.before[cell.leaf] = self.tape.leaves[cell.leaf].tensor.detach().clone()
             cell.written = True
+        return values
 
     # -- the user's source ------------------------------------------------------------------------
 
@@ -337,94 +384,6 @@ class Recorder(TorchDispatchMode):
             self.refusal = f"{what} at {self.where()}"
 
 
-@dataclass(frozen=True)
-class OpPlan:
-    """What the recorder has to know of an operator, worked out once."""
-
-    name: str
-    mutated: tuple[tuple[str, int], ...]
-    scalar: bool
-    decompose: bool
-    hidden: int
-    refuse: str | None
-
-    @staticmethod
-    def of(func: torch._ops.OpOverload) -> OpPlan:
-        name = func._schema.name.split("::")[-1]
-        mutated = tuple(
-            (a.name, i) for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
-        )
-        scalar = name == "_local_scalar_dense"
-        refuse = None
-        if torch.Tag.dynamic_output_shape in func.tags:
-            refuse = f"{name} has a result whose shape depends on values"
-        elif name in VIEWS_IN_PLACE:
-            mutated = ()
-        elif torch.Tag.inplace_view in func.tags or name in ("set_", "resize_"):
-            refuse = f"{name} changes a tensor's shape or storage in place"
-        elif name == "equal":
-            refuse = f"{name} gives a truth value to Python"
-        composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-        return OpPlan(name, mutated, scalar, composite and not mutated, HIDDEN_MUTATORS.get(name, -1), refuse)
-
-
-DOORS: tuple[tuple[Any, str], ...] = (
-    (torch.Tensor, "tolist"),
-    (torch.Tensor, "numpy"),
-    (torch.Tensor, "__array__"),
-    (torch.Tensor, "__dlpack__"),
-    (torch.utils.dlpack, "to_dlpack"),
-    (torch.Tensor, "backward"),
-    (torch.autograd, "grad"),
-)
-MAKERS: tuple[tuple[Any, str], ...] = ((torch, "tensor"), (torch, "as_tensor"), (torch, "asarray"))
-
-
-@contextlib.contextmanager
-def watched_doors(recorder: Recorder) -> Iterator[None]:
-    """Stands in the way of what the dispatcher does not see, for the time of a recording."""
-    saved = [(owner, name, getattr(owner, name)) for owner, name in DOORS + MAKERS]
-    own = {name: vars(owner).get(name) for owner, name in DOORS if owner is torch.Tensor}
-
-    def door(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def leave(*args: Any, **kwargs: Any) -> Any:
-            recorder.refuse(f"a value leaves torch through {name}()")
-            return original(*args, **kwargs)
-
-        return leave
-
-    def maker(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def make(data: Any, *args: Any, **kwargs: Any) -> Any:
-            made = original(data, *args, **kwargs)
-            if isinstance(data, torch.Tensor):
-                return made
-            if plain_numbers(data):
-                recorder.python_tensors.add(made.untyped_storage()._cdata)
-                recorder.watched[made.untyped_storage()._cdata] = StorageWeakRef(made.untyped_storage())
-            elif isinstance(data, (list, tuple)):
-                recorder.refuse(f"torch.{name}() of a list that holds tensors or arrays (use torch.stack)")
-            return made
-
-        return make
-
-    try:
-        for owner, name, original in saved:
-            setattr(owner, name, (maker if (owner, name) in MAKERS else door)(name, original))
-        yield
-    finally:
-        for owner, name, original in saved:
-            if owner is torch.Tensor and own[name] is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, original)
-
-
-def plain_numbers(data: Any) -> bool:
-    if isinstance(data, (list, tuple)):
-        return all(plain_numbers(d) for d in data)
-    return isinstance(data, (bool, int, float, complex))
-
-
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """The tape makes many small long-lived objects; the collector would walk them again and again."""
@@ -446,7 +405,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     """Runs `fn(*args, **kwargs)` once, for real, and returns its result with the tape of what it did."""
     flat, _ = pytree.tree_flatten((args, kwargs))
     arguments = [(i, a) for i, a in enumerate(flat) if isinstance(a, torch.Tensor)]
-    recorder = Recorder(arguments, known)
+    recorder = Recorder(arguments, known, [g for g in flat if isinstance(g, torch.Generator)])
     python_state, numpy_state = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr]
     autocast = any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     if autocast:
@@ -455,21 +414,49 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         result = fn(*args, **kwargs)
     if random.getstate() != python_state or np.random.get_state()[1].tobytes() != numpy_state:  # type: ignore[union-attr]
         recorder.refusal = recorder.refusal or "the call draws from Python's or NumPy's random numbers; use torch's"
+    if replaced := recorder.replaced():
+        recorder.refusal = recorder.refusal or f"the call gives {replaced[0]} other storage (an assignment to .data)"
     leaves, spec = pytree.tree_flatten(result)
     statics = tuple(Mark.TENSOR if isinstance(x, torch.Tensor) else x for x in leaves)
+    results = [x for x in leaves if isinstance(x, torch.Tensor)]
     if recorder.refusal is None:
         try:
-            recorder.tape.outputs = [recorder_output(recorder, x) for x in leaves if isinstance(x, torch.Tensor)]
+            recorder.tape.outputs = [recorder_output(recorder, x) for x in results]
         except CaptureError as error:
             recorder.refusal = str(error)
+        except Exception as error:
+            recorder.refusal = f"{odd_tensor(results) or error} is returned, which cannot be recorded"
     return Recording(recorder.tape, result, spec, statics, recorder.before, recorder.refusal)
 
 
 def recorder_output(recorder: Recorder, tensor: torch.Tensor) -> Output:
     """A result, and of which leaf it is a view, if any."""
+    if type(tensor) not in PLAIN:
+        raise CaptureError(f"a result is of class {type(tensor).__name__}; only plain tensors are compiled")
     value = recorder.value(tensor)
     cell = recorder.cells[recorder.place[value][0]]
     if cell.leaf < 0:
         return Output(value)
     offset = tensor.storage_offset() - cell.offset
-    return Output(value, cell.leaf, (tuple(tensor.shape), tuple(tensor.stride()), offset))
+    return Output(value, cell.leaf, (tuple(tensor.shape), tuple(tensor.stride()), int(offset)))
+
+
+def same_region(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.shape, a.stride(), a.storage_offset(), a.dtype) == (b.shape, b.stride(), b.storage_offset(), b.dtype)
+
+
+def constant(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor in its own strides."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def odd_class(types: Sequence[type]) -> str:
+    return next(kind.__name__ for kind in types if kind not in PLAIN)
+
+
+def odd_tensor(tree: Any) -> str | None:
+    """What is unusual about the first unusual tensor."""
+    for tensor in pytree.tree_leaves(tree):
+        if isinstance(tensor, torch.Tensor) and (tensor.layout is not torch.strided or type(tensor) not in PLAIN):
+            return f"a tensor of layout {tensor.layout} and class {type(tensor).__name__}"
+    return None

@@ -1,0 +1,89 @@
+"""The doors through which values leave torch, or enter it, unseen by the dispatcher.
+
+While a call is recorded, wrappers stand in them: they tell the recorder, and let the call through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.utils.dlpack as dlpack
+
+GRADIENTS = "gradients are computed inside, by {}()"
+LEAVES = "a value leaves torch through {}()"
+
+DOORS: tuple[tuple[Any, str, str], ...] = (
+    (torch.Tensor, "tolist", LEAVES),
+    (torch.Tensor, "numpy", LEAVES),
+    (torch.Tensor, "__array__", LEAVES),
+    (torch.Tensor, "__dlpack__", LEAVES),
+    (torch, "from_dlpack", "a value goes through {}()"),
+    (dlpack, "to_dlpack", LEAVES),
+    (torch.Tensor, "backward", GRADIENTS),
+    (torch.autograd, "grad", GRADIENTS),
+)
+# Functions that make a tensor from Python data, and where the data stand among their arguments.
+MAKERS: tuple[tuple[Any, str, int], ...] = (
+    (torch, "tensor", 0),
+    (torch, "as_tensor", 0),
+    (torch, "asarray", 0),
+    (torch, "from_numpy", 0),
+    (torch.Tensor, "new_tensor", 1),
+)
+
+
+class Listener(Protocol):
+    def refuse(self, what: str) -> None: ...
+
+    def made_from_numbers(self, tensor: torch.Tensor) -> None: ...
+
+
+@contextlib.contextmanager
+def watched_doors(listener: Listener) -> Iterator[None]:
+    """Stands in the way of what the dispatcher does not see, for the time of a recording."""
+    wrappers = [(owner, name, door(getattr(owner, name), text.format(name), listener)) for owner, name, text in DOORS]
+    wrappers += [(owner, name, maker(getattr(owner, name), name, at, listener)) for owner, name, at in MAKERS]
+    own = [(owner, name, vars(owner).get(name)) for owner, name, _ in wrappers]
+    try:
+        for owner, name, wrapper in wrappers:
+            setattr(owner, name, wrapper)
+        yield
+    finally:
+        for owner, name, original in own:
+            if original is None:  # inherited
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
+
+
+def door(original: Callable[..., Any], text: str, listener: Listener) -> Callable[..., Any]:
+    def leave(*args: Any, **kwargs: Any) -> Any:
+        listener.refuse(text)
+        return original(*args, **kwargs)
+
+    return leave
+
+
+def maker(original: Callable[..., Any], name: str, position: int, listener: Listener) -> Callable[..., Any]:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        data = args[position] if len(args) > position else kwargs.get("data", kwargs.get("obj"))
+        if plain_numbers(data):
+            listener.made_from_numbers(made)
+        elif isinstance(data, np.ndarray):
+            listener.refuse(f"an array enters through {name}(); pass it as a tensor argument, or keep it as a buffer")
+        elif isinstance(data, (list, tuple)):
+            listener.refuse(f"{name}() of a list that holds tensors or arrays (use torch.stack)")
+        return made
+
+    return make
+
+
+def plain_numbers(data: Any) -> bool:
+    if isinstance(data, (list, tuple)):
+        return all(plain_numbers(d) for d in data)
+    return isinstance(data, (bool, int, float, complex))
