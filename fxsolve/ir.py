@@ -44,9 +44,9 @@ class TensorType:
             count *= size
         return count
 
-    def empty(self) -> torch.Tensor:
-        """An uninitialised tensor of this type."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+    def empty(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """An uninitialised tensor of this type, elsewhere if a device is given."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device or self.device)
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")

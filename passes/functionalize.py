@@ -281,7 +281,7 @@ class Functionalizer:
             kinds = [self.new.types.items[t] for t in types]
             # Pointwise calls are made for real: their meta kernels would import the whole of torch's compiler.
             pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
-            made = iter([t.empty() if pointwise else t.empty().to("meta") for t in kinds])
+            made = iter([t.empty() if pointwise else t.empty("meta") for t in kinds])
             constants = iter(numbers)
             filled = [fill(a, made, constants) for a in args]
             named = {k: fill(a, made, constants) for k, a in kwargs}
