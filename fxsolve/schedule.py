@@ -96,7 +96,13 @@ class BlockRunner(torch.nn.Module):
             assert self.fixed is not None
             return self.fixed.solve(plan.solver, initial, stacked, consts, plan.limit)
         assert self.recurrence is not None
-        return self.recurrence.solve(plan.solver, initial, stacked, consts, plan.limit)
+        try:
+            return self.recurrence.solve(plan.solver, initial, stacked, consts, plan.limit)
+        except NotSolved as error:
+            if self.forced is None:
+                raise
+            values, figures = self.run_in_order(initial, stacked, consts)
+            return values, figures | {"fallback": f"completed in order: {error}"}
 
     def run_in_order(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
         """Gauss-Seidel with the recorded step: eager's own calls and shapes."""
