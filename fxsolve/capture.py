@@ -284,13 +284,13 @@ class Recorder(TorchDispatchMode):
                     f"a tensor that did not come from an argument, a module, a closure or a torch function "
                     f"(an array? torch.Tensor(list)?) is used at {self.where()}; pass it as an argument"
                 )
-            origin = ("constant", f"constant {len(self.tape.leaves)}", constant(tensor), -1)
+            origin = ("constant", f"constant {len(self.tape.leaves)}", whole_storage(tensor), -1)
         kind, name, root, position = origin
         type_id = self._type(root)
         value = self.tape.new_value(type_id)
         leaf = len(self.tape.leaves)
         self.tape.leaves.append(Leaf(value, kind, name, root, position))
-        offset: int = (tensor if kind == "constant" else root).storage_offset()  # type: ignore[assignment]
+        offset: int = root.storage_offset()  # type: ignore[assignment]
         cell = self._new_cell(storage, Cell(value, offset, leaf))
         self.place[value] = (cell, offset)
         self.handles[(cell, offset, type_id)] = value
@@ -298,8 +298,11 @@ class Recorder(TorchDispatchMode):
 
     def _new_view(self, tensor: torch.Tensor, cell: int, offset: int, type_id: int) -> int:
         home = self.cells[cell]
-        if tensor.dtype != self.tape.type_of(home.root).dtype:
+        kind, root = self.tape.types.items[type_id], self.tape.type_of(home.root)
+        if kind.dtype != root.dtype:
             raise CaptureError(f"a storage is seen with two dtypes at {self.where()}")
+        if offset < home.offset or offset + kind.span > home.offset + root.span:
+            raise CaptureError(f"a view reaches beyond the tensor that it was made of at {self.where()}")
         args = (Mark.TENSOR, tuple(tensor.shape), tuple(tensor.stride()), Mark.INT)
         value = self.tape.call(prims.read, args, type_id, (home.root,), (offset - home.offset,), self._source())
         self.place[value] = (cell, offset)
@@ -445,9 +448,12 @@ def same_region(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (a.shape, a.stride(), a.storage_offset(), a.dtype) == (b.shape, b.stride(), b.storage_offset(), b.dtype)
 
 
-def constant(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor in its own strides."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+def whole_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of what a tensor's storage holds: of the tensor, if that is all."""
+    storage = tensor.untyped_storage()
+    if tensor.is_contiguous() and tensor.numel() * tensor.element_size() == storage.nbytes():
+        return tensor.detach().clone()
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage).clone()  # type: ignore[call-overload]
 
 
 def odd_class(types: Sequence[type]) -> str:

@@ -44,6 +44,11 @@ class TensorType:
             count *= size
         return count
 
+    @property
+    def span(self) -> int:
+        """The elements of memory from the first one to the last one."""
+        return 1 + sum([s * (n - 1) for s, n in zip(self.stride, self.shape, strict=True)]) if self.numel else 0
+
     def empty(self, device: torch.device | str | None = None) -> torch.Tensor:
         """An uninitialised tensor of this type, elsewhere if a device is given."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device or self.device)

@@ -30,7 +30,7 @@ TOLERANCE = 8.0  # units; RNN noise is about one (DESIGN.md section 5)
 GOOD = 2.0  # units; about what one step's own rounding leaves
 CONTRACTION = 0.5
 TELLING = 1000.0  # units; a smaller disturbance says nothing about what a block forgets
-TWINS = 8  # one block of so many has a twin
+TWINS = 16  # one block of so many has a twin
 CHOICES = 8
 LOOKS = 12  # steps of a block at which a twin's distance is taken
 REACH = 100.0  # times a small disturbance may grow inside a block before it dies out
@@ -91,7 +91,7 @@ class LoweredRecurrence:
 
     def lower(self, length: int, block: int, device: torch.device) -> Layout:
         count = math.ceil(length / block)
-        twins = max(min(4, count - 1), math.ceil(count / TWINS)) if count > 1 and self.continuous and self.carry_types else 0
+        twins = max(min(3, count - 1), math.ceil(count / TWINS)) if count > 1 and self.continuous and self.carry_types else 0
         choices = tuple(self.choice(length, block, count, twins, number, device) for number in range(CHOICES if twins else 1))
         pre = batch_step(self.split.pre, names(self.split.pre, STACKED, INDEX), (count + twins) * block)
         post = batch_step(self.split.post, names(self.split.post, CARRY, "n", "e", "u", INDEX), (count + twins) * block)

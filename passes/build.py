@@ -164,6 +164,7 @@ class Builder:
         pieces = self.pieces(tape.inputs[row])
         if len({tape.type_of(piece[0]).shape for piece in pieces}) == 1:
             parts = [self.stacked(piece, source) for piece in pieces]
+            parts = [reordered(self.graph, part, fresh(part.meta["type"].shape, part.meta["type"])) for part in parts]
             one = tape.type_of(pieces[0][0])
             whole = fresh((len(tape.inputs[row]), *one.shape), one)
             stack = parts[0] if len(parts) == 1 else self.call(aten.cat.default, (parts, 0), whole, source)
@@ -208,7 +209,10 @@ class Builder:
         places = [self.locate(v) for v in values]
         first = places[0]
         if len(values) == 1:
-            return self.call(aten.unsqueeze.default, (self.node(values[0]), 0), kind, source)
+            node = self.node(values[0])
+            have: TensorType = node.meta["type"]
+            kind = TensorType(kind.shape, (kind.stride[0], *have.stride), have.dtype, have.device)
+            return self.call(aten.unsqueeze.default, (node, 0), kind, source)
         if first is not None and all(p is not None and (p.loop, p.position) == (first.loop, first.position) for p in places):
             whole = self.stacks[(first.loop, first.position)]
             rows = [p.iteration for p in places if p is not None]

@@ -27,10 +27,12 @@ import torch
 from fxsolve import prims
 from fxsolve.errors import CaptureError
 from fxsolve.ir import TensorType
+from fxsolve.passes.layouts import memory_order, permuted
 from fxsolve.tape import Leaf, Mark, Output, Symbol, Tape, fill
 
 aten = torch.ops.aten
 NAME = "functionalize"
+SMALL = 1 << 16  # elements
 REGIONS = (aten.select.int, aten.slice.Tensor, prims.read)
 
 
@@ -74,7 +76,6 @@ class Functionalizer:
         self.value: dict[int, int] = {}
         self.content: dict[int, Content] = {}
         self.twins: dict[int, Twin] = {}
-        self.twin_symbols: dict[Any, int] = {}
         self.same_symbol: dict[int, int] = {}
         self.viewed: dict[int, tuple[int, int]] = {}  # new value of a view -> what it is a view of, and where that begins
         self.known_types: dict[Any, tuple[int, ...]] = {}
@@ -156,10 +157,28 @@ class Functionalizer:
             kind = self.old.type_of(old_value)
             if not dense(kind):
                 raise CaptureError(f"in-place writes to a tensor with strides {kind.stride} (gaps or overlaps): {self.where()}")
-            content = self.content[place[0]] = Content(place[1], kind, type_id, [value])
+            whole = self.relaid(value, type_id)
+            content = self.content[place[0]] = Content(place[1], kind, type_id, [whole])
         if self.old.type_of(old_value).dtype != content.type.dtype:
             raise CaptureError(f"a storage that is written in place is seen with two dtypes: {self.where()}")
         content.known[(place[1] - content.start, type_id)] = (value, content.writes)
+
+    def relaid(self, value: int, type_id: int) -> int:
+        """The value in the strides that were recorded: regions of a storage are addressed by them."""
+        new, source = self.new, self.old.source[self.row]
+        if new.value_type[value] == type_id:
+            return value
+        kind = self.old.types.items[type_id]
+        order = memory_order(kind)
+        for dims, final in ((order, False), ([order.index(d) for d in range(len(order))], True)):
+            shown = permuted(new.type_of(value), dims)
+            args = (Mark.TENSOR, tuple(dims))
+            value = new.call(aten.permute.default, args, new.types(shown), (value,), (), source)
+            if not final:
+                fresh = new.types(TensorType(shown.shape, contiguous(shown.shape), shown.dtype, shown.device))
+                named = (("memory_format", torch.contiguous_format),)
+                value = new.call(aten.clone.default, (Mark.TENSOR,), fresh, (value,), (), source, named)
+        return value
 
     # -- reads ------------------------------------------------------------------------------------
 
@@ -215,7 +234,19 @@ class Functionalizer:
         if twin is None:
             twin = self.twins[number] = self.twin_of(symbol)
         handle = self.old.inputs[self.row][twin.target]
+        if torch.Tag.pointwise not in symbol.target.tags and self.reads_what_it_writes(handle, twin.target):  # type: ignore[attr-defined]
+            raise CaptureError(f"{symbol.name} reads the memory that it writes: {self.where()}")
         self.store(handle, self.functional_value(symbol, twin, self.old.type_of(handle)))
+
+    def reads_what_it_writes(self, handle: int, target: int) -> bool:
+        """Whether another input of an in-place call overlaps with what it writes (pointwise calls refuse that themselves)."""
+        cell, start = self.old.place[handle]
+        stop = start + self.old.type_of(handle).span
+        for i, other in enumerate(self.old.inputs[self.row]):
+            place = self.old.place.get(other, (-1, 0))
+            if i != target and place[0] == cell and place[1] < stop and start < place[1] + self.old.type_of(other).span:
+                return True
+        return False
 
     def twin_of(self, symbol: Symbol) -> Twin:
         template = bind(symbol)
@@ -262,30 +293,32 @@ class Functionalizer:
         given = old.numbers[row]
         numbers = tuple([given[i] for i in twin.numbers])
         types = tuple([new.value_type[v] for v in used])
-        key = (old.symbol[row], types, given)
-        number = self.twin_symbols.get(key)
-        if number is None:
-            if torch.Tag.nondeterministic_seeded in twin.op.tags:
-                out = new.types(kind)  # a draw takes from the generator what its own shape and strides ask for
-            else:
-                (out,) = self.result_types(twin.op, twin.args, twin.kwargs, types, numbers)
-            number = self.twin_symbols[key] = new.intern(twin.op, twin.args, twin.kwargs, types, (out,), False)
+        if torch.Tag.nondeterministic_seeded in twin.op.tags:
+            out = new.types(kind)  # a draw takes from the generator what its own shape and strides ask for
+        else:
+            (out,) = self.result_types(twin.op, twin.args, twin.kwargs, types, numbers)
+        number = new.intern(twin.op, twin.args, twin.kwargs, types, (out,), False)
         (value,) = new.append(number, used, numbers, old.source[row])
         return self.converted(value, kind)
 
-    def result_types(self, target: Any, args: Any, kwargs: Any, types: tuple[int, ...], numbers: Any) -> tuple[int, ...]:
+    def result_types(
+        self, target: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...], types: tuple[int, ...], numbers: tuple[Any, ...]
+    ) -> tuple[int, ...]:
         """The types that a call gives for inputs whose strides or dtype are not those that were recorded."""
-        key = (target, tuple(args), tuple(kwargs), types, tuple(numbers))
+        pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
+        key = (target, args, kwargs, types, () if pointwise or target is aten.select.int else numbers)
         known = self.known_types.get(key)
         if known is None:
             kinds = [self.new.types.items[t] for t in types]
-            # Pointwise calls are made for real: their meta kernels would import the whole of torch's compiler.
-            pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
-            made = iter([t.empty() if pointwise else t.empty("meta") for t in kinds])
+            # Made for real where that is cheap: meta kernels may give other strides, and import torch's compiler.
+            random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+            real = not random and (pointwise or sum(t.numel for t in kinds) <= SMALL)
+            made = iter([t.empty().zero_() if real else t.empty("meta") for t in kinds])
             constants = iter(numbers)
             filled = [fill(a, made, constants) for a in args]
             named = {k: fill(a, made, constants) for k, a in kwargs}
-            out = target(*filled, **named)
+            with torch.no_grad():
+                out = target(*filled, **named)
             device = kinds[0].device
             known = tuple(
                 self.new.types(TensorType(tuple(o.shape), tuple(o.stride()), o.dtype, device))
@@ -312,7 +345,8 @@ class Functionalizer:
             return value
         source = self.old.source[self.row]
         if (have.dtype, have.device) != (kind.dtype, kind.device):
-            have = TensorType(have.shape, have.stride, kind.dtype, kind.device)
+            stride = have.stride if dense(have) else strides_in_order(have)
+            have = TensorType(have.shape, stride, kind.dtype, kind.device)
             named = (("dtype", kind.dtype), ("device", kind.device))
             value = self.new.call(aten._to_copy.default, (Mark.TENSOR,), self.new.types(have), (value,), (), source, named)
         if have.shape != kind.shape:
@@ -330,7 +364,7 @@ class Functionalizer:
         if not injective(kind):
             raise CaptureError(f"an in-place write to an expanded tensor: {self.where()}")
         start = place[1] - content.start
-        if self.held(content, start, type_id) == value:
+        if kind.numel == 0 or self.held(content, start, type_id) == value:
             return  # `x[:, t] += v` writes twice
         number = content.writes + 1
         if kind.numel == content.type.numel:
@@ -372,6 +406,12 @@ class Functionalizer:
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(torch.empty(shape, device="meta").stride())
+
+
+def strides_in_order(kind: TensorType) -> tuple[int, ...]:
+    """The strides of a fresh copy of a tensor with gaps or overlaps: dense, the dimensions in the same order."""
+    like = torch.empty_strided(kind.shape, kind.stride, dtype=torch.uint8)
+    return tuple(torch.empty_like(like).stride())
 
 
 def dense(kind: TensorType) -> bool:

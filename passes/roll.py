@@ -216,12 +216,13 @@ def stretches(symbols: np.ndarray, low: int) -> list[Stretch]:
 def multiples(flow: Flow, stretch: Stretch) -> list[int]:
     """Multiples of a period at which the dataflow may repeat where it does not repeat at the period itself."""
     count = (stretch.stop - stretch.start) // stretch.period
-    step = flow.step(stretch.start, stretch.period)
+    first, size = flow.step(stretch.start, stretch.period)
     inputs = flow.matrix(stretch.start, count, stretch.period)
-    bad = np.flatnonzero(~np.logical_and.reduce([column.good for column in kinds(inputs, *step)], axis=0, initial=True))
+    middle = sum(steadiest(inputs, first, size)) // 2
+    found = kinds(inputs, first, size, middle)
+    bad = np.flatnonzero(~np.logical_and.reduce([column.good for column in found], axis=0, initial=True))
     guesses = Counter(np.diff(bad).tolist())
-    guesses.update(kind.distance for kind in kinds(inputs, *step) if kind.distance > MAX_DISTANCE)
-    middle = count // 2
+    guesses.update(kind.distance for kind in found if kind.distance > MAX_DISTANCE)
     for column in inputs.T:
         again = np.flatnonzero(column[middle + 1 :] == column[middle])
         if len(again):
@@ -234,57 +235,97 @@ def multiples(flow: Flow, stretch: Stretch) -> list[int]:
 
 def loops_inside(flow: Flow, stretch: Stretch) -> list[Run]:
     """The disjoint loops of a stretch whose symbols repeat."""
-    found = []
+    found, period = [], stretch.period
     pending = [(stretch.start, stretch.stop)]
     while pending:
         low, high = pending.pop()
-        run = verified(flow, low, high, stretch.period)
+        count = (high - low) // period
+        if count < MIN_ITERATIONS or high - low < MIN_ROWS:
+            continue
+        begin, end = steadiest(flow.matrix(low, count, period), *flow.step(low, period))
+        run = verified(flow, low, high, period, begin, end)
         if run is not None:
             found.append(run)
             pending += [(low, run.start), (run.stop, high)]
+        elif end - begin < count:
+            pending += [(low, low + begin * period), (low + end * period, high)]
     return [run for run in found if not flow.idle[run.start : run.start + run.period].all()]
 
 
-def verified(flow: Flow, start: int, stop: int, period: int) -> Run | None:
-    """The loop around the middle of a stretch of symbols whose dataflow repeats as well, cut where least crosses."""
-    run = narrow(flow, start, (stop - start) // period, period)
+def steadiest(inputs: np.ndarray, first: int, size: int) -> tuple[int, int]:
+    """The longest stretch of iterations in which each column goes on as it did.
+
+    With the loop, standing still, or taking other values, from before the stretch or from inside of it.
+    """
+    step = np.diff(inputs, axis=0)
+    course = np.where(step == size, 0, np.where(step == 0, 1, np.where(inputs[1:] < first, 2, 3)))
+    turns = np.flatnonzero((course[1:] != course[:-1]).any(axis=1)) + 1
+    edges = np.concatenate(([0], turns, [len(inputs)]))
+    longest = int(np.diff(edges).argmax())
+    return int(edges[longest]), int(edges[longest + 1])
+
+
+def verified(flow: Flow, start: int, stop: int, period: int, begin: int, end: int) -> Run | None:
+    """The loop around iterations `begin` to `end` of a stretch of symbols, cut where least crosses."""
+    run = around(flow, start, stop, period, begin, end)
     if run is None:
         return None
     shift = cheapest_cut(flow, run)
     if shift:
         # The rows before the cut may complete an iteration with rows that the first try left over.
-        start += (run.start + shift - start) % period
-        run = narrow(flow, start, (stop - start) // period, period)
+        cut = run.start + shift
+        first = start + (cut - start) % period
+        run = around(flow, first, stop, period, (cut - first) // period, (cut - first) // period + run.count - 1)
     columns = None if run is None or run.count * period < MIN_ROWS else columns_of(flow, run)
     return run if columns is not None and all(c.distance <= MAX_DISTANCE for c in columns) else None
 
 
-def narrow(flow: Flow, start: int, count: int, period: int) -> Run | None:
-    """The iterations of a stretch in which the dataflow repeats; whole ones may be lost at either end."""
+def around(flow: Flow, start: int, stop: int, period: int, begin: int, end: int) -> Run | None:
+    """The iterations around `begin` to `end` in which the dataflow repeats.
+
+    What comes from before the loop is told from what comes from the loop by where the loop starts; so the steady part is
+    tried by itself, and then with iterations before it, if all of the stretch is not one loop.
+    """
+    count, middle = (stop - start) // period, (begin + end) // 2
+    run = narrow(flow, start, count, period, middle)
+    if begin and (run is None or run.count < end - begin):
+        run = narrow(flow, start + begin * period, count - begin, period, middle - begin)
+        for _ in range(MAX_DISTANCE):
+            if run is None or run.start - period < start:
+                break
+            wider = Run(run.start - period, period, run.count + 1)
+            if columns_of(flow, wider) is None:
+                break
+            run = wider
+    return run
+
+
+def narrow(flow: Flow, start: int, count: int, period: int, middle: int) -> Run | None:
+    """The iterations around one of a stretch in which the dataflow repeats; whole ones may be lost at either end."""
     for _ in range(ROUNDS):
         if count < MIN_ITERATIONS:
             return None
-        low, high = consistent_range(flow.matrix(start, count, period), *flow.step(start, period))
+        middle = min(middle, count - 1)
+        low, high = consistent_range(flow.matrix(start, count, period), *flow.step(start, period), middle)
         if (low, high) == (0, count):
             return Run(start, period, count)
-        start, count = start + low * period, high - low
+        start, count, middle = start + low * period, high - low, middle - low
     return None
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Where a column's middle value comes from, and in which iterations it is of that kind."""
+    """Where a column's value in one iteration comes from, and in which iterations it is of that kind."""
 
     distance: int  # -1: from before the loop
     position: int
     good: np.ndarray
 
 
-def kinds(inputs: np.ndarray, first: int, size: int) -> list[Kind]:
-    """The kind of each column, judged by its middle iteration."""
+def kinds(inputs: np.ndarray, first: int, size: int, middle: int) -> list[Kind]:
+    """The kind of each column, judged by one iteration."""
     count = len(inputs)
     base = first + size * np.arange(count)
-    middle = count // 2
     found = []
     for column in inputs.T:
         value = column[middle]
@@ -301,11 +342,10 @@ def kinds(inputs: np.ndarray, first: int, size: int) -> list[Kind]:
     return found
 
 
-def consistent_range(inputs: np.ndarray, first: int, size: int) -> tuple[int, int]:
-    """The iterations, around the middle one, in which every column keeps its kind."""
+def consistent_range(inputs: np.ndarray, first: int, size: int, middle: int) -> tuple[int, int]:
+    """The iterations around one in which every column keeps its kind."""
     low, high = 0, len(inputs)
-    middle = high // 2
-    for column in kinds(inputs, first, size):
+    for column in kinds(inputs, first, size, middle):
         before = np.flatnonzero(~column.good[:middle])
         after = np.flatnonzero(~column.good[middle:])
         low = max(low, int(before[-1]) + 1 if len(before) else 0)
@@ -317,7 +357,8 @@ def columns_of(flow: Flow, run: Run) -> list[Column] | None:
     """The columns of a loop; None if one is none of the kinds."""
     inputs = flow.matrix(run.start, run.count, run.period)
     columns = []
-    for column, kind in zip(inputs.T, kinds(inputs, *flow.step(run.start, run.period)), strict=True):
+    found = kinds(inputs, *flow.step(run.start, run.period), run.count // 2)
+    for column, kind in zip(inputs.T, found, strict=True):
         if not kind.good.all():
             return None
         if kind.distance >= 0:
@@ -325,11 +366,18 @@ def columns_of(flow: Flow, run: Run) -> list[Column] | None:
             columns.append(Column(name, kind.position, kind.distance, values=tuple(column[: kind.distance].tolist())))
         elif (column == column[0]).all():
             columns.append(Column("invariant", value=int(column[0])))
-        elif len(np.unique(column)) == run.count:
+        elif not cycles(column):
             columns.append(Column("stacked", values=tuple(column.tolist())))
         else:
             return None
     return columns
+
+
+def cycles(column: np.ndarray) -> bool:
+    """Whether values come round again and again: then the iterations of one round are the step, each with its own."""
+    again = np.flatnonzero(column[1:] == column[0])
+    lag = int(again[0]) + 1 if len(again) else len(column)
+    return lag <= len(column) // MIN_ITERATIONS and bool((column[lag:] == column[:-lag]).all())
 
 
 def cheapest_cut(flow: Flow, run: Run) -> int:
