@@ -121,7 +121,7 @@ def _differs(node: fx.Node) -> bool:
     for layout in (_plain, _strided, _short_rows):
         made = {n: layout(value) for n, value in samples.items()}
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n, 1))  # noqa: B023
-        results.append(node.target(*args, **kwargs).reshape(-1))
+        results.append(node.target(*args, **kwargs).reshape(-1))  # pyright: ignore[reportCallIssue]
     first = results[0]
     return any(bool(((bits(r) != bits(first)) & ~(r.isnan() & first.isnan())).any()) for r in results[1:])
 

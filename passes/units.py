@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.proxy import GraphAppendingTracer
 
 from fxsolve.ir import CARRY, TensorType, results
 
@@ -30,7 +31,7 @@ NAME = "units"
 def unit_step(graph: fx.Graph, carries: int) -> fx.Graph:
     """A graph with the placeholders of a step that returns E of its first `carries` results."""
     out = fx.Graph()
-    tracer = fx.proxy.GraphAppendingTracer(out)
+    tracer = GraphAppendingTracer(out)
     values: dict[fx.Node, fx.Proxy] = {}
     bounds: dict[fx.Node, Any] = {}
     for node in graph.nodes:
