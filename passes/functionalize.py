@@ -63,6 +63,7 @@ class Twin:
 
     target: int
     op: Any
+    elementwise: bool  # eager itself refuses to read one element and write it as another
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
     tensors: tuple[int, ...] = ()
@@ -234,18 +235,20 @@ class Functionalizer:
         if twin is None:
             twin = self.twins[number] = self.twin_of(symbol)
         handle = self.old.inputs[self.row][twin.target]
-        if torch.Tag.pointwise not in symbol.target.tags and self.reads_what_it_writes(handle, twin.target):  # type: ignore[attr-defined]
+        if not twin.elementwise and self.reads_what_it_writes(handle, twin.target):
             raise CaptureError(f"{symbol.name} reads the memory that it writes: {self.where()}")
         self.store(handle, self.functional_value(symbol, twin, self.old.type_of(handle)))
 
     def reads_what_it_writes(self, handle: int, target: int) -> bool:
-        """Whether another input of an in-place call overlaps with what it writes (pointwise calls refuse that themselves)."""
+        """Whether another input of an in-place call shares elements with what it writes."""
         cell, start = self.old.place[handle]
-        stop = start + self.old.type_of(handle).span
+        written = self.old.type_of(handle)
         for i, other in enumerate(self.old.inputs[self.row]):
             place = self.old.place.get(other, (-1, 0))
-            if i != target and place[0] == cell and place[1] < stop and start < place[1] + self.old.type_of(other).span:
-                return True
+            if i != target and place[0] == cell:
+                shown = addresses(self.old.type_of(other), place[1])
+                if np.intersect1d(addresses(written, start), shown).size:
+                    return True
         return False
 
     def twin_of(self, symbol: Symbol) -> Twin:
@@ -257,7 +260,7 @@ class Functionalizer:
         target = sum(count(t, Mark.TENSOR) for t in list(template.values())[:before])
         base = symbol.name.split(".")[0]
         if base in ("copy_", "fill_", "zero_"):
-            return Twin(target, None)
+            return Twin(target, None, True)
         op = functional_twin(symbol.target)
         if op is None:
             raise CaptureError(f"{symbol.name} has no functional twin: {self.where()}")
@@ -279,7 +282,8 @@ class Functionalizer:
             if argument.name in template or argument.kwarg_only or argument.has_default_value():
                 break
             args.append(given[argument.name])  # left out in the in-place call, which has a default for it
-        return Twin(target, op, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
+        elementwise = torch.Tag.pointwise in op.tags or base.startswith("masked_fill_")
+        return Twin(target, op, elementwise, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
 
     def functional_value(self, symbol: Symbol, twin: Twin, kind: TensorType) -> int:
         """What the call writes, computed by its functional twin, in the type of the region."""
@@ -432,6 +436,14 @@ def injective(kind: TensorType) -> bool:
             return False
         reach += stride * (size - 1)
     return True
+
+
+def addresses(kind: TensorType, start: int) -> np.ndarray:
+    """Where the elements of a tensor lie in its storage."""
+    found = np.asarray([start], dtype=np.int64)
+    for size, stride in zip(kind.shape, kind.stride, strict=True):
+        found = (found[:, None] + stride * np.arange(size)).reshape(-1)
+    return found
 
 
 def mutated_arguments(symbol: Symbol) -> list[str]:
