@@ -340,6 +340,20 @@ def tiny_states() -> Attack:
 
 
 @attack
+def decay_read_by_its_logarithm() -> Attack:
+    """The state dies away over 200 steps; units must be those of the state itself, not of a guess that is larger."""
+
+    def run(h: Tensor, x: Tensor) -> Tensor:
+        ys = []
+        for t in range(x.shape[0]):
+            h = 0.75 * h + x[t]
+            ys.append(h.clamp(min=1e-30).log())
+        return torch.stack(ys)
+
+    return Attack(run, (torch.ones(1, 2), every(512, 1.0, 1, 2)))
+
+
+@attack
 def near_copy() -> Attack:
     return Attack(gated, (torch.ones(1, 3), torch.full((LENGTH, 1, 3), 1 - 1e-6), 1e-6 * normal(LENGTH, 1, 3)))
 
