@@ -109,8 +109,9 @@ class Builder:
             self.block(number, loop)
             row = loop.stop
         self.plain_rows(row, len(tape))
-        returned = [o.value for o in tape.outputs] + [v for _, v in tape.mutations] + [v for v, _ in tape.guards]
-        self.graph.output(tuple(self.node(v) for v in returned))
+        returned = [o.value for o in tape.outputs] + [v for _, v in tape.mutations]
+        guards = self.guards()
+        self.graph.output((*[self.node(v) for v in returned], *[node for node, _ in guards]))
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "call_function" or is_random_target(n.target))
         return Program(
             self.graph,
@@ -118,8 +119,25 @@ class Builder:
             tuple(tape.leaves),
             tuple(tape.outputs),
             tuple(leaf for leaf, _ in tape.mutations),
-            tuple(expected for _, expected in tape.guards),
+            tuple(expected for _, expected in guards),
         )
+
+    def guards(self) -> list[tuple[fx.Node, bool]]:
+        """The guarded values; those of a loop's steps as one: `all(g_1, .., g_T)`."""
+        found: list[tuple[fx.Node, bool]] = []
+        steps: dict[tuple[int, int], list[int]] = {}
+        for value, expected in self.tape.guards:
+            place = self.locate(value)
+            if place is None or not expected:
+                found.append((self.node(value), expected))
+            else:
+                steps.setdefault((place.loop, place.position), []).append(place.iteration)
+        for key, iterations in steps.items():
+            stack = self.stacks[key]
+            rows = self.rows(stack, iterations, stack.meta["source"])
+            kind = TensorType((), (), torch.bool, stack.meta["type"].device)
+            found.append((self.call(aten.all.default, (rows,), kind, stack.meta["source"]), True))
+        return found
 
     def plain_rows(self, low: int, high: int) -> None:
         for row in range(low, high):

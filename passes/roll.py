@@ -218,16 +218,18 @@ def multiples(flow: Flow, stretch: Stretch) -> list[int]:
     count = (stretch.stop - stretch.start) // stretch.period
     first, size = flow.step(stretch.start, stretch.period)
     inputs = flow.matrix(stretch.start, count, stretch.period)
-    middle = sum(steadiest(inputs, first, size)) // 2
-    found = kinds(inputs, first, size, middle)
-    bad = np.flatnonzero(~np.logical_and.reduce([column.good for column in found], axis=0, initial=True))
-    guesses = Counter(np.diff(bad).tolist())
-    guesses.update(kind.distance for kind in found if kind.distance > MAX_DISTANCE)
+    changes = turns(inputs, first, size)
+    guesses: Counter[int] = Counter()
+    for back in range(1, 4):
+        guesses.update((changes[back:] - changes[:-back]).tolist())
+    middle = count // 2
+    guesses.update(kind.distance for kind in kinds(inputs, first, size, middle) if kind.distance > MAX_DISTANCE)
     for column in inputs.T:
         again = np.flatnonzero(column[middle + 1 :] == column[middle])
         if len(again):
             guesses[int(again[0]) + 1] += 1
-    return [gap for gap, _ in guesses.most_common(4) if 1 < gap <= count // MIN_ITERATIONS]
+    likely = [(gap, times) for gap, times in guesses.items() if 1 < gap <= count // MIN_ITERATIONS]
+    return [gap for gap, _ in sorted(likely, key=lambda guess: (-guess[1], guess[0]))[:4]]
 
 
 # -- one loop ---------------------------------------------------------------------------------------
@@ -253,16 +255,20 @@ def loops_inside(flow: Flow, stretch: Stretch) -> list[Run]:
 
 
 def steadiest(inputs: np.ndarray, first: int, size: int) -> tuple[int, int]:
-    """The longest stretch of iterations in which each column goes on as it did.
+    """The longest stretch of iterations without a turn."""
+    edges = np.concatenate(([0], turns(inputs, first, size), [len(inputs)]))
+    longest = int(np.diff(edges).argmax())
+    return int(edges[longest]), int(edges[longest + 1])
 
-    With the loop, standing still, or taking other values, from before the stretch or from inside of it.
+
+def turns(inputs: np.ndarray, first: int, size: int) -> np.ndarray:
+    """The iterations in which a column does not go on as it did.
+
+    It goes with the loop, stands still, or takes other values, from before the stretch or from inside of it.
     """
     step = np.diff(inputs, axis=0)
     course = np.where(step == size, 0, np.where(step == 0, 1, np.where(inputs[1:] < first, 2, 3)))
-    turns = np.flatnonzero((course[1:] != course[:-1]).any(axis=1)) + 1
-    edges = np.concatenate(([0], turns, [len(inputs)]))
-    longest = int(np.diff(edges).argmax())
-    return int(edges[longest]), int(edges[longest + 1])
+    return np.flatnonzero((course[1:] != course[:-1]).any(axis=1)) + 1
 
 
 def verified(flow: Flow, start: int, stop: int, period: int, begin: int, end: int) -> Run | None:

@@ -114,14 +114,22 @@ def rewrite_call(
     for i, k in enumerate(kept):
         inner[carries[k]] = placeholder_like(step, carries[k], f"{CARRY}{i}")
     dropped = {write for chain in gone.values() for write, _ in chain} | {carries[k] for k in gone}
+    indices = placeholders(block.step, INDEX)
+    used = [i for i, n in enumerate(indices) if any(user not in dropped for user in n.users)]
+    for old in placeholders(block.step, STACKED):
+        inner[old] = placeholder_like(step, old, old.name)
+    for number, i in enumerate(used):
+        inner[indices[i]] = placeholder_like(step, indices[i], f"{INDEX}{number}")
+    dropped |= set(indices)
     rest = [n for n in block.step.nodes if n not in inner and n not in dropped and n.op != "output"]
     copy_nodes(step, rest, inner)
     returned = results(block.step)
     written: list[Any] = [write.args[1] for chain in gone.values() for write, _ in chain]
     outputs: list[fx.Node] = list(dict.fromkeys([*returned[block.carries :], *written]))
     step.output(tuple(inner[n] for n in [*(returned[k] for k in kept), *outputs]))
+    table = tuple(block.table[i] for i in used)
     new = Recurrence(
-        block.name, block.length, step, len(kept), block.stacked, block.consts, len(outputs), block.table, block.source
+        block.name, block.length, step, len(kept), block.stacked, block.consts, len(outputs), table, block.source
     )
     initial, stacked, consts = [[env[n] for n in group] for group in node.args]  # type: ignore[union-attr]
     call = graph.create_node(
