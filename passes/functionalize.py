@@ -122,8 +122,8 @@ class Functionalizer:
         """View of a view --> read. Notes what a view of a whole tensor shows."""
         old, row = self.old, self.row
         handle = old.first[row]
-        cell, start = old.place[handle]
-        if old.cells[cell].written:
+        cell, start = old.place.get(handle, (-1, 0))
+        if cell < 0 or old.cells[cell].written:
             return False
         base, begin = self.viewed.get(shown, (-1, 0))
         if base < 0 and contiguous(self.new.type_of(shown).shape) != self.new.type_of(shown).stride:
@@ -394,6 +394,7 @@ class Functionalizer:
     def finish(self) -> None:
         """Final contents of outside storages, and results; results that share a storage stay views of one value."""
         new = self.new
+        new.mutations = [(leaf, self.read(value)) for leaf, value in self.old.mutations]
         for cell_number, content in self.content.items():
             cell = self.old.cells[cell_number]
             outside = cell.leaf >= 0 and self.old.leaves[cell.leaf].kind != "constant"
@@ -402,7 +403,8 @@ class Functionalizer:
         for out in self.old.outputs:
             constant = out.leaf >= 0 and self.old.leaves[out.leaf].kind == "constant"
             leaf, region = (-1, None) if constant else (out.leaf, out.region)
-            new.outputs.append(Output(self.read(out.value), leaf, region, self.old.place[out.value][0]))
+            cell_number = self.old.place.get(out.value, (out.cell, 0))[0]
+            new.outputs.append(Output(self.read(out.value), leaf, region, cell_number))
 
     def where(self) -> str:
         return self.old.sources.items[self.old.source[self.row]]

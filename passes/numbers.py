@@ -82,6 +82,8 @@ def scalar_dtype(symbol: Symbol, k: int, inputs: Sequence[TensorType], output: T
     wide = [kind for kind in inputs if kind.shape]
     if not is_float:
         return torch.int64 if wide else output.dtype
+    if any(kind.dtype in (torch.float32, torch.float64) for kind in wide):
+        return output.dtype if output.dtype.is_floating_point else torch.float64
     if any(kind.dtype.is_floating_point or kind.dtype.is_complex for kind in wide):
-        return torch.float64  # a scalar yields to a tensor with dimensions, as a number does
+        return torch.float64  # ops on short floats take the number itself; it yields to a tensor with dimensions
     return output.dtype if output.dtype.is_floating_point else torch.get_default_dtype()

@@ -194,7 +194,8 @@ def two_loops(seed: int) -> Program:
             forwards.append(state)
         backwards: list[Tensor] = []
         state = h if rng.random() < 0.5 else state
-        read = rng.choice([lambda t: x[t], lambda t: forwards[t], lambda t: forwards[t] + x[t], lambda t: torch.stack(forwards)[t]])
+        reads = [lambda t: x[t], lambda t: forwards[t], lambda t: forwards[t] + x[t], lambda t: torch.stack(forwards)[t]]
+        read = rng.choice(reads)
         for t in reversed(range(STEPS)):
             state = body(seed + rng.randrange(1), [state, read(t)])
             backwards.insert(0, state)

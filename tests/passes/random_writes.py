@@ -3,6 +3,7 @@ with broadcasting and conversion of dtypes, to arguments and to fresh tensors; a
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 
@@ -118,10 +119,8 @@ def write(rng: random.Random, x: Tensor, y: Tensor) -> None:
         ]
     if x.dim() == 2:
         acts += [lambda: x.tril_(), lambda: x.triu_(1), lambda: x.scatter_(1, torch.zeros(x.shape[0], 1, dtype=torch.int64), 1)]
-    try:
+    with contextlib.suppress(RuntimeError, IndexError):  # an overlap, an expanded tensor, or no such dimension
         rng.choice(acts)()
-    except (RuntimeError, IndexError):  # an overlap, an expanded tensor, or no such dimension
-        pass
 
 
 def fitted(rng: random.Random, y: Tensor, x: Tensor) -> Tensor:
