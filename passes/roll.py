@@ -38,6 +38,7 @@ BLOCK = 16.0  # rows: what one more block costs
 CANDIDATES = 48
 OCCURRENCES = 6
 ROUNDS = 8
+CUTS = 4  # places of the cut that are tried
 MAX_DISTANCE = 16  # of a carried value: it takes as many carries
 
 
@@ -276,12 +277,14 @@ def verified(flow: Flow, start: int, stop: int, period: int, begin: int, end: in
     run = around(flow, start, stop, period, begin, end)
     if run is None:
         return None
-    shift = cheapest_cut(flow, run)
-    if shift:
+    tries = []
+    for shift in cheapest_cuts(flow, run)[:CUTS]:
         # The rows before the cut may complete an iteration with rows that the first try left over.
         cut = run.start + shift
         first = start + (cut - start) % period
-        run = around(flow, first, stop, period, (cut - first) // period, (cut - first) // period + run.count - 1)
+        begin = (cut - first) // period
+        tries.append(around(flow, first, stop, period, begin, begin + run.count - (shift > 0)))
+    run = max((run for run in tries if run is not None), key=lambda run: run.count, default=None)
     columns = None if run is None or run.count * period < MIN_ROWS else columns_of(flow, run)
     return run if columns is not None and all(c.distance <= MAX_DISTANCE for c in columns) else None
 
@@ -296,13 +299,13 @@ def around(flow: Flow, start: int, stop: int, period: int, begin: int, end: int)
     run = narrow(flow, start, count, period, middle)
     if begin and (run is None or run.count < end - begin):
         run = narrow(flow, start + begin * period, count - begin, period, middle - begin)
-        for _ in range(MAX_DISTANCE):
-            if run is None or run.start - period < start:
-                break
-            wider = Run(run.start - period, period, run.count + 1)
-            if columns_of(flow, wider) is None:
-                break
-            run = wider
+    for _ in range(MAX_DISTANCE):
+        if run is None or run.start - period < start:
+            break
+        wider = Run(run.start - period, period, run.count + 1)
+        if columns_of(flow, wider) is None:
+            break
+        run = wider
     return run
 
 
@@ -386,7 +389,7 @@ def cycles(column: np.ndarray) -> bool:
     return lag <= len(column) // MIN_ITERATIONS and bool((column[lag:] == column[:-lag]).all())
 
 
-def cheapest_cut(flow: Flow, run: Run) -> int:
+def cheapest_cuts(flow: Flow, run: Run) -> list[int]:
     """How many rows to shift the cut between iterations, so that the fewest elements cross it.
 
     A value that row p makes and row q takes `distance` iterations later crosses a cut before row c
@@ -407,7 +410,8 @@ def cheapest_cut(flow: Flow, run: Run) -> int:
     crossing[0] = (weight * distance[last]).sum()
     np.add.at(crossing, producer[value[last]] + 1, weight)
     np.add.at(crossing, consumer[last] + 1, -weight)
-    return int(np.cumsum(crossing)[: run.period].argmin())
+    cost = np.cumsum(crossing)[: run.period]
+    return np.flatnonzero(cost == cost.min()).tolist()
 
 
 def loop_of(tape: Tape, flow: Flow, run: Run) -> Loop:
