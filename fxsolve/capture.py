@@ -132,9 +132,11 @@ class Recorder(TorchDispatchMode):
         if self.refusal is not None:
             return result
         try:
+            if plan.resizes:
+                before, after = [self.tape.value_type[v] for v in written], map(self._type, plan.written(args, kwargs))
+                if before != list(after):
+                    raise CaptureError(f"{plan.name} gives another shape to the tensor that it writes at {self.where()}")
             self._record(recorded, plan, given, kwargs, result)
-            if plan.resizes and written != [self.value(t) for t in plan.written(args, kwargs)]:
-                raise CaptureError(f"{plan.name} gives another shape to the tensor that it writes at {self.where()}")
         except CaptureError as error:
             self.refusal = str(error)
         except Exception as error:  # tensors of a kind that the recorder does not know
@@ -282,7 +284,8 @@ class Recorder(TorchDispatchMode):
             if storage._cdata not in self.python_tensors:
                 raise CaptureError(
                     f"a tensor that did not come from an argument, a module, a closure or a torch function "
-                    f"(an array? torch.Tensor(list)?) is used at {self.where()}; pass it as an argument"
+                    f"(an array? a list as an index? torch.Tensor(list)?) is used at {self.where()}; "
+                    f"pass it as an argument, or make it with torch.tensor"
                 )
             origin = ("constant", f"constant {len(self.tape.leaves)}", whole_storage(tensor), -1)
         kind, name, root, position = origin

@@ -47,7 +47,6 @@ def watched_doors(listener: Listener) -> Iterator[None]:
     """Stands in the way of what the dispatcher does not see, for the time of a recording."""
     wrappers = [(owner, name, door(getattr(owner, name), text.format(name), listener)) for owner, name, text in DOORS]
     wrappers += [(owner, name, maker(getattr(owner, name), name, at, listener)) for owner, name, at in MAKERS]
-    wrappers += [(torch.Tensor, name, indexer(getattr(torch.Tensor, name))) for name in ("__getitem__", "__setitem__")]
     own = [(owner, name, vars(owner).get(name)) for owner, name, _ in wrappers]
     try:
         for owner, name, wrapper in wrappers:
@@ -82,19 +81,6 @@ def maker(original: Callable[..., Any], name: str, position: int, listener: List
         return made
 
     return make
-
-
-def indexer(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`x[[0, 2]]`: a list among the indices becomes a tensor where it is seen, not inside of torch."""
-
-    def at(tensor: torch.Tensor, index: Any, *value: Any) -> Any:
-        if type(index) is list:
-            index = torch.tensor(index)
-        elif type(index) is tuple and list in map(type, index):
-            index = tuple([torch.tensor(i) if type(i) is list else i for i in index])
-        return original(tensor, index, *value)
-
-    return at
 
 
 def plain_numbers(data: Any) -> bool:

@@ -75,7 +75,7 @@ def ending(rng: random.Random, states: list[Tensor], second: int) -> Any:
     if kind == 3:
         return {"all": torch.stack(states[::-1]), "some": torch.stack(states[1::2]), "last": states[-2]}
     if kind == 4:
-        return torch.stack(states)[positions(rng, len(states))]
+        return torch.stack(states)[torch.tensor(positions(rng, len(states)))]
     if kind == 5:
         total = states[0]
         for state in states[1:]:
