@@ -3,7 +3,8 @@
     v = f(a); w = g(a); return w          -->   w = g(a); return w
     loop: m = W * mask; y = m @ x         -->   m = W * mask; loop: y = m @ x
 
-A row is dead when nothing that is returned, mutated or guarded needs it; random draws stay, dead or not, because the
+A row is dead when nothing that is returned, mutated or guarded needs it (a loop of which every other result is used keeps
+the rest, to stay a loop); random draws stay, dead or not, because the
 generator must end where eager leaves it. Rows that are met again, and that need nothing but leaves and such rows, are
 computed once, at the front: so a transposed or masked weight leaves the loop that computes it anew in every iteration.
 Rows with numbers stay where they are, because a number may be the loop's own index; what does not change in a step is
@@ -12,12 +13,14 @@ found once the step is known (fxsolve.passes.hoist_invariants).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from fxsolve import prims
 from fxsolve.tape import Leaf, Output, Symbol, Tape
 
 NAME = "clean"
+EDGE = 2  # iterations at either end of a loop that may differ
 
 
 def clean(tape: Tape) -> Tape:
@@ -71,21 +74,44 @@ def set_alias(tape: Tape, alias: list[int], row: int, other: int) -> None:
 
 
 def live_rows(tape: Tape, alias: list[int], random: list[bool]) -> list[int]:
+    """The rows that are needed, and those that are not but would be missed: see `missed_rows`."""
     wanted = [o.value for o in tape.outputs] + [v for _, v in tape.mutations] + [v for v, _ in tape.guards]
-    needed = bytearray(len(tape.symbol))
-    for value in wanted:
-        row = tape.value_row[alias[value]]
-        if row >= 0:
-            needed[row] = 1
-    for row in range(len(tape.symbol) - 1, -1, -1):
-        if random[tape.symbol[row]]:
-            needed[row] = 1
-        if needed[row]:
+    needed = np.asarray([random[symbol] for symbol in tape.symbol], dtype=bool)
+    needed[[row for v in wanted if (row := tape.value_row[alias[v]]) >= 0]] = True
+    mark_producers(tape, alias, needed)
+    missed = missed_rows(tape, alias, needed)
+    if missed.any():
+        needed |= missed
+        mark_producers(tape, alias, needed)
+    return np.flatnonzero(needed).tolist()
+
+
+def mark_producers(tape: Tape, alias: list[int], needed: np.ndarray) -> None:
+    """Marks what the marked rows need."""
+    marks = bytearray(needed.astype(np.uint8).tobytes())
+    for row in range(len(tape) - 1, -1, -1):
+        if marks[row]:
             for value in tape.inputs[row]:
                 producer = tape.value_row[alias[value]]
                 if producer >= 0:
-                    needed[producer] = 1
-    return [row for row, mark in enumerate(needed) if mark]
+                    marks[producer] = 1
+    needed[:] = np.frombuffer(marks, dtype=np.uint8)
+
+
+def missed_rows(tape: Tape, alias: list[int], needed: np.ndarray) -> np.ndarray:
+    """Dead rows whose like, from the same line, are needed here and there: without them a loop would lose its rhythm.
+
+    (Not where only the first or last ones are needed: those become iterations of their own.)
+    """
+    first = np.asarray(tape.first, dtype=np.int64)
+    own = np.asarray(alias, dtype=np.int64)[first] == first if len(first) else np.zeros(0, dtype=bool)
+    likes = np.asarray(tape.symbol, dtype=np.int64) * len(tape.sources.items) + np.asarray(tape.source, dtype=np.int64)
+    found = np.zeros(len(tape), dtype=bool)
+    for like in np.intersect1d(likes[needed], likes[own & ~needed]):
+        rows = np.flatnonzero((likes == like) & own)
+        if needed[rows][EDGE:-EDGE].any():
+            found[rows] = True
+    return found
 
 
 def rebuilt(tape: Tape, alias: list[int], order: list[int]) -> Tape:
