@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Recurrence, TensorType
+from fxsolve.passes.clean import is_random_target
 from fxsolve.passes.layouts import fresh, reordered, typed_call
 from fxsolve.passes.numbers import TENSOR_TWINS, Number, is_scalar, scalar_dtype, vary
 from fxsolve.passes.roll import Column, Loop
@@ -116,6 +117,7 @@ class StepBuilder:
         new = [locals_[k.position] if k.distance == 1 else carries[k.next()] for k in self.carry_keys]
         outputs = [locals_[p] for p in self.output_positions]
         self.graph.output(tuple(new + outputs))
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "call_function" or is_random_target(n.target))
         sizes = (len(new), len(stacked), len(consts), len(outputs))
         return Recurrence(name, self.loop.count, self.graph, *sizes, given.table, self.source)
 

@@ -51,6 +51,8 @@ class Content:
     history: list[int]
     owner: np.ndarray | None = None
     known: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (offset, type) -> (value, write count)
+    last: tuple[int, int] | None = None  # the region of the last write
+    base: int = 0  # the content before it, and before those of the same region right before it
 
     @property
     def writes(self) -> int:
@@ -371,6 +373,8 @@ class Functionalizer:
         if kind.numel == 0 or self.held(content, start, type_id) == value:
             return  # `x[:, t] += v` writes twice
         number = content.writes + 1
+        if content.last != (start, type_id):
+            content.last, content.base = (start, type_id), content.history[-1]
         if kind.numel == content.type.numel:
             same_layout = type_id == content.type_id == self.new.value_type[value]
             value_whole = value if same_layout else self.write_call(content, value, kind, start)
@@ -386,8 +390,7 @@ class Functionalizer:
 
     def write_call(self, content: Content, value: int, kind: TensorType, start: int) -> int:
         args = (Mark.TENSOR, Mark.TENSOR, kind.shape, kind.stride, Mark.INT)
-        whole = content.history[-1]
-        return self.new.call(prims.write, args, content.type_id, (whole, value), (start,), self.old.source[self.row])
+        return self.new.call(prims.write, args, content.type_id, (content.base, value), (start,), self.old.source[self.row])
 
     # -- ends -------------------------------------------------------------------------------------
 

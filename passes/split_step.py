@@ -55,7 +55,8 @@ def split_step(block: Recurrence) -> SplitStep:
         return node not in stateful and not index and not const and (node in varying or node.op == "call_function")
 
     used = [n for m in graph.nodes if m in core or m in late for n in m.all_input_nodes if is_hoisted(n)]
-    hoisted = list(dict.fromkeys(used + [n for n in returned if is_hoisted(n)]))
+    constants = [n for n in outputs if n.op == "placeholder" and n.name.startswith(CONST)]
+    hoisted = list(dict.fromkeys(used + [n for n in returned if is_hoisted(n)] + constants))
     late_inputs = [n for m in graph.nodes if m in late for n in m.all_input_nodes]
     extras = list(dict.fromkeys(n for n in [*late_inputs, *outputs] if n in core and n not in new_carries))
     finals = [n for n in dict.fromkeys(outputs) if n in late or n in carries]
