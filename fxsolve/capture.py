@@ -59,7 +59,6 @@ class Recorder(TorchDispatchMode):
 
     arguments: list[tuple[int, torch.Tensor]]
     known: dict[str, torch.Tensor]
-    generators: Sequence[torch.Generator] = ()  # among the arguments
     tape: Tape = field(default_factory=Tape)
     refusal: str | None = None
 
@@ -252,8 +251,8 @@ class Recorder(TorchDispatchMode):
             if any(isinstance(a, torch.Tensor) for a in arg):
                 return tuple([self._flatten(a, tensors, numbers) for a in arg])
             return tuple(arg)
-        if kind is torch.Generator and not any(arg is g for g in self.generators):
-            raise CaptureError(f"a draw from a generator that is not an argument at {self.where()}; pass it as an argument")
+        if kind is torch.Generator:
+            raise CaptureError(f"a draw from a generator of its own at {self.where()}; only the default one is followed")
         return arg
 
     # -- values -----------------------------------------------------------------------------------
@@ -411,7 +410,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     """Runs `fn(*args, **kwargs)` once, for real, and returns its result with the tape of what it did."""
     flat, _ = pytree.tree_flatten((args, kwargs))
     arguments = [(i, a) for i, a in enumerate(flat) if isinstance(a, torch.Tensor)]
-    recorder = Recorder(arguments, known, [g for g in flat if isinstance(g, torch.Generator)])
+    recorder = Recorder(arguments, known)
     python_state, numpy_state = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr]
     autocast = any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     if autocast:

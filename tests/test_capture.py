@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "array as tensor": (lambda x: x + torch.as_tensor(np.ones(6, dtype=np.float32)), "an array enters"),
     "Python's random": (lambda x: x * random.random(), "random numbers"),
     "NumPy's random": (lambda x: x * np.random.rand(), "random numbers"),
-    "a generator inside": (lambda x: x + torch.rand(6, generator=torch.Generator().manual_seed(1)), "not an argument"),
+    "a generator inside": (lambda x: x + torch.rand(6, generator=torch.Generator().manual_seed(1)), "a generator of its own"),
     "batch norm in training": (nn.BatchNorm1d(6), "running statistics"),
     "sparse": (lambda x: torch.eye(4).to_sparse() @ x, "sparse"),
     "quantized": (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8).dequantize(), "quantized"),
