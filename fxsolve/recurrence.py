@@ -461,6 +461,7 @@ def worst(difference: torch.Tensor, unit: torch.Tensor) -> float:
 
 
 DISCONTINUOUS = (
+    "maximum", "minimum", "fmax", "fmin", "amax", "amin", "cummax", "cummin",  # a running extreme holds what it met
     "angle", "atan2", "frac", "sgn", "threshold", "hardshrink", "copysign", "nextafter", "bucketize", "searchsorted",
     "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask", "quantize_per_tensor",
     "gt", "lt", "ge", "le", "eq", "ne", "sign", "floor", "ceil", "round", "trunc", "heaviside", "argmax", "argmin",

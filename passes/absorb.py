@@ -42,7 +42,7 @@ def absorbable(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
         if node.op != "call_function" or node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
             continue
         for product, other in (node.args, node.args[::-1]):
-            if not isinstance(product, fx.Node) or not isinstance(other, fx.Node) or other in stateful:
+            if not isinstance(product, fx.Node) or not isinstance(other, fx.Node) or other in stateful or other is product:
                 continue
             if not plain_product(product) or len(product.users) != 1:
                 continue
@@ -59,6 +59,8 @@ def multiply_add(graph: fx.Graph, node: fx.Node) -> None:
         return
     for product, other in (node.args[::-1], node.args):
         if not isinstance(product, fx.Node) or product.target is not aten.mul.Tensor or len(product.users) != 1:
+            continue
+        if other is product:
             continue
         terms = (other, *product.args)
         if all(isinstance(t, fx.Node) and same_type(t, node) for t in terms):

@@ -513,7 +513,8 @@ def test_no_call_of_many_is_wrong(name: str, solver: Any) -> None:
     compiled = fxsolve.compile(fn, solver=solver, verify="never")
     first = quiet(lambda: later_call(compiled, args))
     for _ in range(12):
-        ours = quiet(lambda: compiled(*args))
+        with torch.no_grad():  # as `later_call`: another grad mode is another program, and its first call gives eager's bits
+            ours = quiet(lambda: compiled(*args))
         assert_to_rounding(ours, fn(*args), fn(*map(doubled, args)))
         assert_same_bits(ours, first)
 
