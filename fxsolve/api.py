@@ -10,9 +10,10 @@ import functools
 import os
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CellType
 from typing import Any
 
 import torch
@@ -197,7 +198,7 @@ class Compiler:
         changed = guards.changes()
         if changed:
             guards = Guards.collect(self.fn, args, kwargs).without(changed)
-        refusal = recording.refusal or side_effects(changed)
+        refusal = recording.refusal or side_effects(changed, self.fn)
         if refusal is None and any(t.requires_grad for t in tensors_of(recording.result)):
             refusal = (
                 "the result requires gradients, which compiled programs do not compute yet; "
@@ -364,8 +365,16 @@ def lower_to_program(recording: Recording, clock: Clock) -> Program:
     return program
 
 
-def side_effects(changed: Sequence[str]) -> str | None:
-    """Why a call that changes attributes is not compiled."""
+def holds_iterator(fn: Any, depth: int = 4) -> bool:
+    """Whether a function, or one that it closes over, holds an iterator: each call takes other values from it."""
+    cells = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or () if cell != CellType()]
+    return any(isinstance(c, Iterator) or (depth > 0 and holds_iterator(c, depth - 1)) for c in cells)
+
+
+def side_effects(changed: Sequence[str], fn: Any) -> str | None:
+    """Why a call that changes attributes, or takes from an iterator, is not compiled."""
+    if holds_iterator(fn):
+        return "the function closes over an iterator, which gives other values at each call"
     if not changed:
         return None
     return f"the call itself changes {', '.join(changed[:3])}, which a replay would not repeat"
