@@ -45,6 +45,10 @@ def two_lists(x: Tensor) -> Tensor:
     return torch.tensor([x[0, 0], x[0, 1]]) * x[0, 0]
 
 
+class Stopped(BaseException):
+    pass
+
+
 class Wrapped(Tensor):
     pass
 
@@ -229,7 +233,7 @@ def test_sources_are_the_users_lines() -> None:
     assert all("test_" in source or "running.py" in source for source in sources), sources
 
 
-@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("mine"), Stopped()])
 def test_an_exception_passes_and_leaves_nothing_behind(error: BaseException) -> None:
     def before() -> list[Any]:
         places = [(owner, name) for owner, name, *_ in doors.DOORS + doors.MAKERS]

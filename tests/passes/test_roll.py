@@ -15,7 +15,7 @@ from fxsolve.passes.roll import Run, cycles, roll, shortest_program
 from tests.passes import random_loops
 from tests.passes.running import agrees, cleaned
 
-SEEDS, CHUNK = 48, 12
+SEEDS, CHUNK = 24, 12
 B, T, D = 2, 12, 3
 torch.manual_seed(0)
 X = torch.randn(B, T, D)
