@@ -411,13 +411,13 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     flat, _ = pytree.tree_flatten((args, kwargs))
     arguments = [(i, a) for i, a in enumerate(flat) if isinstance(a, torch.Tensor)]
     recorder = Recorder(arguments, known)
-    python_state, numpy_state = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr]
+    outside = other_random_states()
     autocast = any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     if autocast:
         torch.clear_autocast_cache()
     with no_garbage_collection(), watched_doors(recorder), recorder:
         result = fn(*args, **kwargs)
-    if random.getstate() != python_state or np.random.get_state()[1].tobytes() != numpy_state:  # type: ignore[union-attr]
+    if other_random_states() != outside:
         recorder.refusal = recorder.refusal or "the call draws from Python's or NumPy's random numbers; use torch's"
     if replaced := recorder.replaced():
         recorder.refusal = recorder.refusal or f"the call gives {replaced[0]} other storage (an assignment to .data)"
@@ -444,6 +444,12 @@ def recorder_output(recorder: Recorder, tensor: torch.Tensor) -> Output:
         return Output(value)
     offset = tensor.storage_offset() - cell.offset
     return Output(value, cell.leaf, (tuple(tensor.shape), tuple(tensor.stride()), int(offset)))
+
+
+def other_random_states() -> Any:
+    """Where Python's and NumPy's own random numbers stand."""
+    name, key, *position = np.random.get_state()  # type: ignore[misc]
+    return random.getstate(), name, key.tobytes(), position  # type: ignore[union-attr]
 
 
 def same_region(a: torch.Tensor, b: torch.Tensor) -> bool:
