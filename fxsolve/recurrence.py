@@ -17,6 +17,20 @@ import torch
 from torch import fx
 
 from fxsolve.bits import same_bits
+from fxsolve.certificate import (
+    CONTRACTION,
+    GOOD,
+    KICK,
+    LOOKS,
+    TOLERANCE,
+    Gap,
+    forgetting,
+    in_units,
+    signs,
+    weakest,
+    yardsticks,
+)
+from fxsolve.continuity import continuous
 from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders, results
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.batch_step import batch_step
@@ -25,13 +39,6 @@ from fxsolve.passes.split_step import SplitStep, split_step
 from fxsolve.passes.units import unit_step
 from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
-
-TOLERANCE = 8.0  # units; RNN noise is about one (DESIGN.md section 5)
-GOOD = 2.0  # units; about what one step's own rounding leaves
-CONTRACTION = 0.5
-TELLING = 1000.0  # units; a smaller disturbance says nothing about what a block forgets
-REACH = 100.0  # times a small disturbance may grow inside a block before it dies out
-LOOKS = 12  # steps of a block at which a twin's distance is taken
 
 Tensors = Sequence[torch.Tensor]
 
@@ -48,6 +55,15 @@ class Layout:
     core: Callable[..., Any]
     units: Callable[..., Any]
     post: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """All blocks, side by side and in order inside: the states that they start from, and after each step."""
+
+    starts: list[torch.Tensor]
+    states: list[list[torch.Tensor]]
+    extras: list[list[torch.Tensor]]
 
 
 class LoweredRecurrence:
@@ -148,7 +164,6 @@ class RecurrenceProblem:
         self.residual = 0.0
         self.violation = math.inf
         self.contraction: float | None = None
-        self.local = math.inf
         self.pieces: list[list[torch.Tensor]] = []
 
     # -- the contract -----------------------------------------------------------------------------
@@ -165,11 +180,12 @@ class RecurrenceProblem:
         self.hoisted = list(hoisted)
         self.folded = list(zip(*[fold(u, layout).unbind(0) for u in hoisted], strict=True)) or [()] * layout.block
         self.index = self.core_index(low)
-        self.first_sweep = True
-        self.polished = False
-        self.guess: list[torch.Tensor] | None = None
-        self.earlier: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None  # another run: its start and ends
         self.starts = self.spread(self.carry)
+        self.sweeps = 0
+        self.walk: Walk | None = None  # the last sweep
+        self.met = False  # whether it ends in the one before, and every block forgets
+        self.far: float | None = None  # what the last steps of a block leave of the warm-up's guess
+        self.local: float | None = None  # what a block leaves of a small difference at its start
 
     def core_index(self, low: int) -> list[list[Any]]:
         """For each call of the core the index constants: numbers in order, tensors of one number a block in parallel."""
@@ -180,37 +196,44 @@ class RecurrenceProblem:
         return [[c[j] for c in columns] for j in range(layout.block)]
 
     def sweep(self) -> None:
+        """Walks all blocks from their starts, until the walk meets that of the sweep before."""
         layout = self.layout
-        if self.first_sweep and layout.count > 1:
+        if self.sweeps == 0 and layout.count > 1:
             self.warm_up()
-        self.first_sweep = False
-        start = layout.block - (self.warmup or layout.block)
-        self.states: list[list[torch.Tensor]] = []
-        self.extras: list[list[torch.Tensor]] = []
-        self.middle = self.starts
-        state = self.starts
-        carries = self.lowered.block.carries
+        before, self.walk = self.walk, Walk(self.starts, [], [])
+        state, carries = self.starts, self.lowered.block.carries
+        beside = None
+        if layout.count > 1 and carries and self.lowered.continuous:
+            beside = BesideTheGuess(self) if before is None else BesideTheLast(self, before)
+        states, extras = self.walk.states, self.walk.extras
         core, consts = layout.core, self.consts
+        self.sweeps += 1
+        spacing = max(1, layout.block // LOOKS)
         for j in range(layout.block):
-            if j == start:
-                self.middle = state
             out = core(*state, *self.folded[j], *self.index[j], *consts)
-            state = list(out[:carries])
-            self.states.append(state)
-            self.extras.append(list(out[carries:]))
-        self.steps += layout.block
+            states.append(state := list(out[:carries]))
+            extras.append(list(out[carries:]))
+            self.steps += 1
+            if beside is not None and (layout.block - 1 - j) % spacing == 0 and beside.meets(j):
+                assert before is not None
+                states[j:], extras[j + 1 :] = before.states[j:], before.extras[j + 1 :]
+                self.met = True
+                break
 
     def commit(self) -> int:
         layout = self.layout
-        ends = self.states[-1]
+        assert self.walk is not None
+        ends = self.walk.states[-1]
+        if self.met or layout.count == 1:
+            return self.close()
+        if self.sweeps == 1 and self.lowered.continuous and self.carry:
+            self.starts = self.shifted(ends)
+            return self.low + layout.block  # the other blocks started beside their true states
         expected = [e[: -self.lowered.rows(k)] for k, e in enumerate(ends)]
         used = [s[self.lowered.rows(k) :] for k, s in enumerate(self.starts)]
-        if layout.count == 1 or all(same_bits(a, b) for a, b in zip(expected, used, strict=True)):
-            return self.close()
-        if self.lowered.continuous and self.certified(expected, used, ends):
+        if all(same_bits(a, b) for a, b in zip(expected, used, strict=True)):
             return self.close()
         agreeing = self.agreeing_blocks(expected, used)
-        self.earlier = (self.starts, ends)
         self.starts = self.shifted(ends)
         return self.low + min(agreeing * layout.block, layout.length - 1)
 
@@ -220,20 +243,31 @@ class RecurrenceProblem:
         """Walks the last `warmup` steps of each block from a guess, for the blocks' boundaries.
 
         The guess is the initial state, moved in every component and differently in each block: what is left of the move
-        at the boundary tells how the step forgets.
+        at the boundary tells how the step forgets. The boundaries are moved once more, by `KICK` units: the next sweep
+        starts close to where this one does, and how the two come together tells what becomes of a small difference.
         """
         layout = self.layout
-        length = self.warmup or layout.block
+        self.first = layout.block - (self.warmup or layout.block)  # the step of a block at which its warm-up begins
         noise = self.lowered.noise(layout, self.starts)
         guess = [s if n is None else s + n * s.abs().clamp(min=1.0) for s, n in zip(self.starts, noise, strict=True)]
+        self.guess = Walk(guess, [], [])
         state = guess
         carries = self.lowered.block.carries
-        for j in range(layout.block - length, layout.block):
+        for j in range(self.first, layout.block):
             state = list(layout.core(*state, *self.folded[j], *self.index[j], *self.consts)[:carries])
-        self.guess = guess
-        self.earlier = (guess, state)
+            self.guess.states.append(state)
+            self.steps += 1
+        if self.lowered.continuous:
+            self.units = self.units_at(layout.block - 1, self.guess.states[-2] if len(self.guess.states) > 1 else guess)
+            self.scales = yardsticks(self.units, layout.count)
+            moves = [KICK * signs(s) * s for s in self.scales]
+            state = [s + m.nan_to_num(posinf=0.0).view(s.shape) for s, m in zip(state, moves, strict=True)]
         self.starts = self.shifted(state)
-        self.steps += length
+
+    def units_at(self, step: int, before: Tensors) -> list[torch.Tensor]:
+        """The rounding units of the states after step `step` of each block, given those before it."""
+        bounds = self.layout.units(*before, *self.folded[step], *self.index[step], *self.consts)
+        return [b * torch.finfo(b.dtype).eps for b in bounds]
 
     def spread(self, carry: Tensors) -> list[torch.Tensor]:
         """One carry as the start of every block, folded."""
@@ -246,77 +280,6 @@ class RecurrenceProblem:
         """The end of each block as the start of the next one."""
         firsts = [c if c.dim() else c.reshape(1) for c in self.carry]
         return [torch.cat([f, e[: e.shape[0] - f.shape[0]]]) for f, e in zip(firsts, ends, strict=True)]
-
-    def certified(self, expected: list[torch.Tensor], used: list[torch.Tensor], ends: list[torch.Tensor]) -> bool:
-        """Whether the boundary equations hold to rounding and every block forgets: DESIGN.md section 5."""
-        if self.earlier is None:
-            return False
-        before = self.states[-2] if self.layout.block > 1 else self.starts
-        last = self.layout.block - 1
-        bounds = self.layout.units(*before, *self.folded[last], *self.index[last], *self.consts)
-        self.units = units = [b * torch.finfo(v.dtype).eps for b, v in zip(bounds, ends, strict=True)]
-        self.violation = 0.0
-        for k, unit in enumerate(units):
-            off = unit[: -self.lowered.rows(k)]
-            self.violation = max(self.violation, worst((expected[k] - used[k]).abs(), off))
-        disturbed, survived = self.earlier
-        start = self.middle if disturbed is self.guess else self.starts
-        ratio = self.forgetting(in_units(start, disturbed, units, self.layout), in_units(ends, survived, units, self.layout))
-        if ratio is not None:
-            self.contraction = ratio
-        if self.violation > TOLERANCE or self.contraction is None or self.contraction >= CONTRACTION:
-            return False
-        if self.violation > GOOD and not self.polished:
-            self.polished = True  # certified, but what is left is more than rounding: one more sweep takes it away
-            return False
-        if not self.twins_forget():
-            self.contraction = max(self.contraction, self.local, CONTRACTION)
-            return False
-        self.residual = max(self.residual, self.violation)
-        return True
-
-    def twins_forget(self) -> bool:
-        """Whether a small difference dies out in every block, and never grows far on the way.
-
-        Twins of all blocks start `TELLING` units beside them, in every component, and walk the same steps. What the far
-        guess of the warm-up forgets, the trajectory itself may keep (a running maximum, a saturated gate).
-        """
-        layout = self.layout
-        carries = self.lowered.block.carries
-        scales = [self.yardstick(k) for k in range(carries)]
-        state = []
-        for start, scale in zip(self.starts, scales, strict=True):
-            before = torch.cat([scale[:1], scale[:-1]])  # a block starts where the one before it ends
-            state.append(start + (TELLING * before * signs(before)).reshape(start.shape))
-        spacing = max(1, layout.block // LOOKS)
-        gaps = []
-        for j in range(layout.block):
-            state = list(layout.core(*state, *self.folded[j], *self.index[j], *self.consts)[:carries])
-            if (layout.block - 1 - j) % spacing == 0:
-                own = self.states[j]
-                far = [((a - b).abs().reshape(u.shape) / u).max() for a, b, u in zip(state, own, scales, strict=True)]
-                gaps.append(torch.stack(far).max())
-        self.steps += layout.block
-        gap = torch.stack(gaps).nan_to_num(nan=math.inf, posinf=math.inf) / TELLING
-        self.local = float(gap[-1])
-        return self.local < CONTRACTION and float(gap.max()) <= REACH
-
-    def yardstick(self, carry: int) -> torch.Tensor:
-        """(blocks, components): the unit at each block's end, and a hundredth of the state's mean unit where that is more."""
-        unit = self.units[carry].reshape(self.layout.count, -1)
-        return torch.maximum(unit, 0.01 * unit.mean(1, keepdim=True)).clamp(min=torch.finfo(unit.dtype).tiny)
-
-    def forgetting(self, disturbed: torch.Tensor, survived: torch.Tensor) -> float | None:
-        """What is left of a disturbance at a block's end: the worst block's ratio; (blocks, components), in units.
-
-        A component that was hardly moved says nothing about itself. Where that happens by chance, here and there, the
-        others speak; where it happens to a quarter of a block or of a component's blocks, nothing was measured (None).
-        """
-        weak = ~(disturbed >= TELLING)
-        if float(weak.double().mean(0).max()) > 0.25 or float(weak.double().mean(1).max()) > 0.25:
-            return None
-        least = torch.where(weak, math.inf, disturbed).amin(1)
-        return float((survived.amax(1) / least).max())
 
     def agreeing_blocks(self, expected: list[torch.Tensor], used: list[torch.Tensor]) -> int:
         """How many leading blocks start from final states (bit for bit)."""
@@ -338,11 +301,13 @@ class RecurrenceProblem:
     def close(self) -> int:
         """The window is final: keep its outputs, and its last state for the next window."""
         layout, lowered = self.layout, self.lowered
+        assert self.walk is not None
+        states = self.walk.states
         block, place = divmod(layout.length - 1, layout.block)
-        self.pieces.append(self.outputs())
+        self.pieces.append(self.outputs(self.walk))
         final = []
         for k, kind in enumerate(lowered.carry_types):
-            value = self.states[place][k]
+            value = states[place][k]
             if layout.count > 1:
                 rows = lowered.rows(k)
                 value = value[block * rows : (block + 1) * rows].reshape(kind.shape).clone()
@@ -350,18 +315,18 @@ class RecurrenceProblem:
         self.carry = final
         return self.high
 
-    def outputs(self) -> list[torch.Tensor]:
+    def outputs(self, walk: Walk) -> list[torch.Tensor]:
         """The stacked outputs of the window, in the order of its steps."""
         lowered = self.lowered
         kinds = lowered.split.outputs
-        post = self.readout() if any(kind == "post" for kind, _ in kinds) else ()
+        post = self.readout(walk) if any(kind == "post" for kind, _ in kinds) else ()
         made = {"pre": self.hoisted, "post": post}
         out = []
         for kind, number in kinds:
             if kind == "carry":
-                out.append(self.in_order([s[number] for s in self.states], lowered.carry_types[number]))
+                out.append(self.in_order([s[number] for s in walk.states], lowered.carry_types[number]))
             elif kind == "extra":
-                out.append(self.in_order([e[number] for e in self.extras], lowered.extra_types[number]))
+                out.append(self.in_order([e[number] for e in walk.extras], lowered.extra_types[number]))
             else:
                 value = made[kind][number]
                 rows = [value[j * self.layout.count : (j + 1) * self.layout.count] for j in range(self.layout.block)]
@@ -374,19 +339,16 @@ class RecurrenceProblem:
         layout = self.layout
         if layout.count == 1:
             return torch.stack(values)
-        first = values[0]
-        out = torch.empty((layout.count, layout.block, *kind.shape), dtype=first.dtype, device=first.device)
-        for j, value in enumerate(values):
-            out[:, j].copy_(value.reshape(layout.count, *kind.shape))
-        return out.view(-1, *kind.shape)[: layout.length]
+        blocks = [v.view(layout.count, *kind.shape) for v in values]
+        return torch.stack(blocks, 1).view(-1, *kind.shape)[: layout.length]
 
-    def readout(self) -> Sequence[torch.Tensor]:
+    def readout(self, walk: Walk) -> Sequence[torch.Tensor]:
         """What the steps return that their state does not need, for all steps at once."""
         layout, lowered = self.layout, self.lowered
         shape = (layout.block * layout.count,)
-        before = [[start, *[s[k] for s in self.states[:-1]]] for k, start in enumerate(self.starts)]
-        after = [[s[k] for s in self.states] for k in range(len(self.starts))]
-        extras = [[e[k] for e in self.extras] for k in range(len(lowered.extra_types))]
+        before = [[start, *[s[k] for s in walk.states[:-1]]] for k, start in enumerate(walk.starts)]
+        after = [[s[k] for s in walk.states] for k in range(len(walk.starts))]
+        extras = [[e[k] for e in walk.extras] for k in range(len(lowered.extra_types))]
         kinds = [*lowered.carry_types, *lowered.carry_types, *lowered.extra_types]
         lead = [torch.stack(v).view(*shape, *t.shape) for v, t in zip([*before, *after, *extras], kinds, strict=True)]
         return layout.post(*lead, *self.hoisted, *self.table, *self.consts)
@@ -400,6 +362,73 @@ class RecurrenceProblem:
                 f"every equation holds to {self.residual:.2g} rounding units, contraction {self.contraction:.1g} a block"
             )
         return (*self.carry, *outputs), certificate
+
+
+class BesideTheGuess:
+    """The first sweep beside the warm-up, which started far away: how the last steps of each block forget."""
+
+    def __init__(self, problem: RecurrenceProblem) -> None:
+        self.problem = problem
+        self.gap = Gap(torch.full((problem.layout.count,), math.inf, device=problem.device))
+
+    def meets(self, step: int) -> bool:
+        """Takes the distance; the warm-up's states are never part of the solution."""
+        problem = self.problem
+        first, guess, walk = problem.first, problem.guess, problem.walk
+        assert walk is not None
+        if step >= first:
+            self.gap.look(walk.states[step], guess.states[step - first], problem.scales)
+        if step == problem.layout.block - 1:
+            start = walk.states[first - 1] if first else walk.starts
+            disturbed = in_units(start, guess.starts, problem.units, problem.layout.count)
+            survived = in_units(walk.states[step], guess.states[-1], problem.units, problem.layout.count)
+            left = forgetting(disturbed, survived)
+            problem.far = max(left, CONTRACTION) if left is not None and self.gap.grew() else left
+        return False
+
+
+class BesideTheLast:
+    """A sweep beside the one before it, which started from other states: where do the two come together?
+
+    Up to there the sweep's own states are the solution, from there on those of the sweep before. The equation at the
+    junction holds to the distance between the two, all others bit for bit. What is known about the steps of a block:
+
+        up to the junction           the two sweeps, about `KICK` units apart at the start, come together
+        the steps of the warm-up     the warm-up's guess, far away, comes close to the sweep before
+
+    The junction lies behind the first step of the warm-up, so that every step is looked at from two states.
+    """
+
+    def __init__(self, problem: RecurrenceProblem, before: Walk) -> None:
+        assert problem.walk is not None
+        self.problem, self.before, self.own = problem, before, problem.walk
+        # a block starts where the one before it ends; the first block starts from the true state, undisturbed
+        rows = [problem.lowered.rows(k) for k in range(len(problem.units))]
+        units = [torch.cat([u[:r], u[:-r]]) for u, r in zip(problem.units, rows, strict=True)]
+        self.disturbed = in_units(problem.starts, before.starts, units, problem.layout.count)
+        self.gap = Gap(weakest(self.disturbed))
+
+    def meets(self, step: int) -> bool:
+        """Whether the two are one from this step of all blocks on, to rounding, and the blocks forget."""
+        problem = self.problem
+        own, other = self.own.states[step], self.before.states[step]
+        gap = self.gap.look(own, other, problem.scales)
+        last = step == problem.layout.block - 1
+        covered = problem.far is not None and problem.far < CONTRACTION and step >= problem.first
+        if not last and not (covered and float(gap.max()) <= GOOD):
+            return False
+        units = problem.units_at(step, self.own.states[step - 1] if step else self.own.starts)
+        survived = in_units(own, other, units, problem.layout.count)
+        left = forgetting(self.disturbed[1:], survived[1:])
+        if left is not None:
+            problem.local = max(left, CONTRACTION) if self.gap.grew() else left
+        problem.contraction = problem.far if problem.local is None else problem.local
+        problem.violation = float(survived.max())
+        enough = TOLERANCE if last and problem.sweeps > 2 else GOOD
+        if problem.violation > enough or problem.local is None or problem.local >= CONTRACTION:
+            return False
+        problem.residual = max(problem.residual, problem.violation)
+        return True
 
 
 @contextlib.contextmanager
@@ -428,57 +457,3 @@ def fold(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     if not shape:
         return value.reshape(layout.block, layout.count)
     return value.reshape(layout.block, layout.count * shape[0], *shape[1:])
-
-
-def in_units(a: list[torch.Tensor], b: list[torch.Tensor], units: list[torch.Tensor], layout: Layout) -> torch.Tensor:
-    """|a - b| in units, as (blocks, components of the whole state); infinite where a value is not finite."""
-    parts = []
-    for x, y, unit in zip(a, b, units, strict=True):
-        gap = (x - y).abs()
-        ratio = torch.where(gap == 0, 0.0, gap / unit).nan_to_num(nan=math.inf, posinf=math.inf)
-        parts.append(ratio.double().reshape(layout.count, -1))
-    return torch.cat(parts, 1)
-
-
-def signs(like: torch.Tensor) -> torch.Tensor:
-    """Plus and minus ones, in a fixed irregular pattern."""
-    place = torch.arange(like.numel(), device=like.device)
-    return (1.0 - 2.0 * ((place * 40503) >> 7 & 1)).to(like.dtype).view(like.shape)
-
-
-def narrows(node: fx.Node) -> bool:
-    """Whether a call casts to a coarser floating point type: a step of its rounding is a discontinuity for its operand's."""
-    kinds = [n.meta.get("type") for n in node.all_input_nodes]
-    size = node.meta["type"].dtype.itemsize if isinstance(node.meta.get("type"), TensorType) else 0
-    floats = [k.dtype.itemsize for k in kinds if isinstance(k, TensorType) and k.dtype.is_floating_point]
-    return size > 0 and any(f > size for f in floats)
-
-
-def worst(difference: torch.Tensor, unit: torch.Tensor) -> float:
-    """The largest difference in units; infinite where something differs and the unit is zero or a value is not finite."""
-    ratio = torch.where(difference == 0, 0.0, difference / unit)
-    return float(torch.nan_to_num(ratio, nan=math.inf).max()) if ratio.numel() else 0.0
-
-
-DISCONTINUOUS = (
-    "maximum", "minimum", "fmax", "fmin", "amax", "amin", "cummax", "cummin",  # a running extreme holds what it met
-    "angle", "atan2", "frac", "sgn", "threshold", "hardshrink", "copysign", "nextafter", "bucketize", "searchsorted",
-    "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask", "quantize_per_tensor",
-    "gt", "lt", "ge", "le", "eq", "ne", "sign", "floor", "ceil", "round", "trunc", "heaviside", "argmax", "argmin",
-    "topk", "sort", "argsort", "floor_divide", "fmod", "remainder", "logical_not", "logical_and", "logical_or", "isnan",
-)  # fmt: skip
-
-
-def continuous(core: fx.Graph, carries: int) -> bool:
-    """Whether the state is all floating point and no discontinuous op stands on its path."""
-    kinds = [n.meta["type"] for n in placeholders(core, CARRY)]
-    if any(not k.dtype.is_floating_point for k in kinds):
-        return False
-    for node in core.nodes:
-        if node.op == "call_function":
-            name = getattr(node.target, "__name__", "").split(".")[0]
-            kind = node.meta.get("type")
-            whole = isinstance(kind, TensorType) and not kind.dtype.is_floating_point
-            if name in DISCONTINUOUS or whole or narrows(node):
-                return False
-    return True

@@ -27,10 +27,10 @@ from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
 
 Tensors = Sequence[torch.Tensor]
-BLOCKS = (32, 64, 128, 256, 512)
-WARMUPS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256)
+BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 SWEEP_LIMIT = 4
-PROMISING = 1.5  # a candidate this much slower than the best at first sight is not timed again
+LATER = 6  # certified candidates tried after the quickest one
+FINALISTS, ROUNDS = 4, 3
 PAYS = 0.95
 
 
@@ -216,49 +216,41 @@ class BlockRunner(torch.nn.Module):
         return self.tried(lowered, initial, stacked, consts)
 
     def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
-        """Finds the shortest warm-up that is certified, then the quickest block length for it."""
-        length = self.block.length
-        if length < 4 * WARMUPS[0]:
-            return self.sequential(f"{length} equations are too few to cut into blocks")
+        """Finds the quickest certified block length; the second half of each block is its neighbour's warm-up."""
+        blocks = [b for b in BLOCKS if 4 * b <= self.block.length]
+        if not blocks:
+            return self.sequential(f"{self.block.length} equations are too few to cut into blocks")
 
-        def attempt(solver: Solver, limit: int) -> None:
+        def attempt(solver: Solver, limit: int = SWEEP_LIMIT) -> None:
             lowered.solve(solver, initial, stacked, consts, limit)
 
         tried: list[Candidate] = []
-        warmup = None
-        lowered.threads = 1
-        for candidate in (w for w in WARMUPS if length >= 4 * w):
-            try:
-                attempt(JacobiGS(max(candidate, min(64, length // 4)), candidate), 1)
-            except NotSolved as error:
-                tried.append(Candidate(f"a warm-up of {candidate} steps", None, str(error)))
-                continue
-            warmup = candidate
-            break
-        warmup = warmup or max(w for w in WARMUPS if length >= 4 * w)  # a long memory: further sweeps may reach over it
-        best: tuple[float, Solver] | None = None
-        for block in sorted({b for b in BLOCKS if b > warmup and length >= 4 * b} | {warmup}):
+        seconds: dict[tuple[Solver, int], float] = {}
+        since = 0
+        for block, warmup in ((b, w) for b in blocks for w in (b // 2, 5 * b // 8)):
             solver = JacobiGS(block, warmup)
-            try:
-                attempt(solver, SWEEP_LIMIT)  # generates the code
-                seconds = timed(lambda: attempt(solver, SWEEP_LIMIT), 1)  # noqa: B023
-                if best is None or seconds < PROMISING * best[0]:
-                    seconds = min(seconds, timed(lambda: attempt(solver, SWEEP_LIMIT)))  # noqa: B023
+            lowered.threads = 1
+            try:  # a long memory gets further sweeps, where no longer block is left
+                attempt(solver, SWEEP_LIMIT if block == blocks[-1] else 2)
             except NotSolved as error:
                 tried.append(Candidate(str(solver), None, str(error)))
                 continue
-            tried.append(Candidate(str(solver), seconds, "certified"))
-            if best is None or seconds < best[0]:
-                best = (seconds, solver)
-        if best is None:
+            quickest = min(seconds.values(), default=float("inf"))
+            for threads in {1, torch.get_num_threads()}:
+                lowered.threads = threads
+                seconds[solver, threads] = timed(lambda: attempt(solver))  # noqa: B023
+            since = 0 if min(seconds.values()) < quickest else since + 1
+            if since == LATER:
+                break
+        for _ in range(ROUNDS):  # in turns, as a busy machine may favour any of them
+            for solver, threads in sorted(seconds, key=seconds.__getitem__)[:FINALISTS]:
+                lowered.threads = threads
+                seconds[solver, threads] = min(seconds[solver, threads], timed(lambda: attempt(solver), 1))  # noqa: B023
+        tried += [Candidate(f"{s} on {n} thread{'s' * (n > 1)}", t, "certified") for (s, n), t in seconds.items()]
+        if not seconds:
             plan = self.sequential(f"no parallel schedule is certified: {tried[-1].note}")
             return replace(plan, candidates=tuple(tried))
-        solver = best[1]
-        if torch.get_num_threads() > 1:
-            lowered.threads = None
-            seconds = timed(lambda: attempt(solver, SWEEP_LIMIT), 3)
-            tried.append(Candidate(f"{solver} on {torch.get_num_threads()} threads", seconds, "certified"))
-            lowered.threads = None if seconds < best[0] else 1
+        solver, lowered.threads = min(seconds, key=seconds.__getitem__)
         return Plan(solver, "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT, lowered.threads)
 
 

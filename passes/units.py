@@ -78,34 +78,50 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-def zero(bound: Any) -> Any:
-    return bound if isinstance(bound, fx.Proxy) else 0.0
-
-
 def size(value: Any) -> Any:
     return value.abs() if isinstance(value, fx.Proxy) else abs(value)
 
 
+def total(*terms: Any) -> Any:
+    """The sum of the terms that are not None, or None."""
+    present = [t for t in terms if t is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def times(factor: Any, bound: Any) -> Any:
+    return bound if bound is None or factor == 1 else factor * bound
+
+
+def plus_product(start: Any, a: Any, b: Any) -> Any:
+    """start + |a| b in one call where both are tensors; `start` where b is exact (None)."""
+    if b is None:
+        return start
+    return torch.addcmul(start, size(a), b) if isinstance(a, fx.Proxy) else start + size(a) * b
+
+
 @rule(aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.add.Scalar, aten.sub.Scalar)
 def _add(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
-    alpha = abs(n.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-    return zero(bounds[0]) + alpha * zero(bounds[1]) + value.abs()
+    first, second = (b if isinstance(b, fx.Proxy) else None for b in bounds)
+    return total(value.abs(), first, times(abs(n.kwargs.get("alpha", 1)), second))  # type: ignore[arg-type]
 
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)
 def _mul(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
-    return size(args[0]) * zero(bounds[1]) + size(args[1]) * zero(bounds[0]) + value.abs()
+    first, second = (b if isinstance(b, fx.Proxy) else None for b in bounds)
+    return plus_product(plus_product(value.abs(), args[0], second), args[1], first)
 
 
 @rule(aten.addcmul.default)
 def _addcmul(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
-    product = size(args[1]) * zero(bounds[2]) + size(args[2]) * zero(bounds[1]) + (args[1] * args[2]).abs()
-    return zero(bounds[0]) + product + value.abs()
+    product = plus_product(plus_product(value.abs(), args[1], bounds[2]), args[2], bounds[1])
+    return total(product + (args[1] * args[2]).abs(), bounds[0])
 
 
 @rule(aten.div.Tensor, aten.div.Scalar)
 def _div(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
-    return (zero(bounds[0]) + value.abs() * zero(bounds[1])) / size(args[1]) + value.abs()
+    second = bounds[1] if isinstance(bounds[1], fx.Proxy) else None
+    numerator = bounds[0] if second is None else total(bounds[0], value.abs() * second)
+    return numerator / size(args[1]) + value.abs()
 
 
 @rule(aten.mm.default, aten.bmm.default)
@@ -116,14 +132,15 @@ def _mm(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
 @rule(aten.addmm.default, aten.baddbmm.default)
 def _addmm(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
     alpha, beta = abs(n.kwargs.get("alpha", 1)), abs(n.kwargs.get("beta", 1))  # type: ignore[arg-type]
-    return alpha * product(args[1], args[2], bounds[1], bounds[2]) + beta * (size(args[0]) + zero(bounds[0]))
+    return times(alpha, product(args[1], args[2], bounds[1], bounds[2])) + times(beta, total(size(args[0]), bounds[0]))
 
 
 def product(a: Any, b: Any, bound_a: Any, bound_b: Any) -> Any:
-    out = (a.abs() + zero(bound_a)) @ b.abs()
+    out = total(a.abs(), bound_a) @ b.abs()
     return out if bound_b is None else out + a.abs() @ bound_b
 
 
+# |f'(x)|, given x and y = f(x)
 DERIVATIVES: dict[Any, Callable[[Any, Any], Any]] = {
     aten.tanh.default: lambda x, y: 1 - y * y,
     aten.sigmoid.default: lambda x, y: y * (1 - y),
@@ -140,14 +157,14 @@ DERIVATIVES: dict[Any, Callable[[Any, Any], Any]] = {
     aten.hardtanh.default: lambda x, y: (x == y).to(y.dtype),
     aten.silu.default: lambda x, y: (torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x)))).abs(),
     aten.gelu.default: lambda x, y: torch.full_like(y, 1.13),
-    aten.elu.default: lambda x, y: torch.where(x > 0, 1.0, y + 1),
+    aten.elu.default: lambda x, y: torch.where(x > 0, 1.0, (y + 1).abs()),
     aten.leaky_relu.default: lambda x, y: torch.ones_like(y),
 }
 
 
 @rule(*DERIVATIVES)
 def _unary(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
-    return DERIVATIVES[n.target](args[0], value).abs() * zero(bounds[0]) + value.abs()
+    return torch.addcmul(value.abs(), DERIVATIVES[n.target](args[0], value), bounds[0])
 
 
 @rule(
@@ -175,4 +192,4 @@ def _join(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
 
 @rule(aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default)
 def _sum(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
-    return n.target(args[0].abs() + zero(bounds[0]), *args[1:], **n.kwargs)  # type: ignore[operator]
+    return n.target(total(args[0].abs(), bounds[0]), *args[1:], **n.kwargs)  # type: ignore[operator]
