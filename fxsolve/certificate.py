@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 TOLERANCE = 8.0  # units; RNN noise is about one
-GOOD = 2.0  # units; about what one step's own rounding leaves
+GOOD = 1.0  # units; about what one step's own rounding leaves
 CONTRACTION = 0.5
 KICK = 200.0  # units; what a block starts beside itself to see what becomes of it
 TELLING = 32.0  # units; a smaller disturbance says nothing about what a block forgets
@@ -26,19 +26,18 @@ class Gap:
     """The distance between two walks as they go on: in which blocks it ever grew by more than REACH, from any earlier step."""
 
     def __init__(self, start: torch.Tensor) -> None:
-        self.limit = (REACH * start).clamp_(min=REACH)
-        self.fine = torch.ones_like(start, dtype=torch.bool)
+        self.gaps = [start]
 
     def look(self, a: Tensors, b: Tensors, scales: Tensors) -> torch.Tensor:
         """Takes the distance of two states: for each block the largest component's, in its scale."""
-        parts = [(x - y).abs_().view(s.shape).div_(s).amax(1) for x, y, s in zip(a, b, scales, strict=True)]
-        gap = parts[0] if len(parts) == 1 else torch.stack(parts).amax(0)
-        self.fine &= gap <= self.limit  # false for NaN, too
-        self.limit = torch.minimum(self.limit, (REACH * gap).clamp_(min=REACH))  # below a unit there is only noise
-        return gap
+        parts = [(x - y).abs_().reshape(s.shape).div_(s).amax(1) for x, y, s in zip(a, b, scales, strict=True)]
+        self.gaps.append(parts[0] if len(parts) == 1 else torch.stack(parts).amax(0))
+        return self.gaps[-1]
 
     def grew(self) -> bool:
-        return not bool(self.fine.all())
+        gaps = torch.stack(self.gaps).nan_to_num_(nan=math.inf, posinf=math.inf)
+        least = gaps[:-1].cummin(0).values.clamp_(min=1.0)  # below a unit there is only noise
+        return bool((gaps[1:] > REACH * least).any())
 
 
 def forgetting(disturbed: torch.Tensor, survived: torch.Tensor) -> float | None:
@@ -63,7 +62,7 @@ def in_units(a: Tensors, b: Tensors, units: Tensors, blocks: int) -> torch.Tenso
     parts = []
     for x, y, unit in zip(a, b, units, strict=True):
         ratio = (x - y).abs_().div_(unit.clamp(min=torch.finfo(unit.dtype).tiny)).nan_to_num_(nan=math.inf, posinf=math.inf)
-        parts.append(ratio.view(blocks, -1))
+        parts.append(ratio.reshape(blocks, -1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -35,6 +35,7 @@ from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholde
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.batch_step import batch_step
 from fxsolve.passes.readable import generated
+from fxsolve.passes.reuse import reuse
 from fxsolve.passes.split_step import SplitStep, split_step
 from fxsolve.passes.units import unit_step
 from fxsolve.solution import NotSolved
@@ -75,6 +76,7 @@ class LoweredRecurrence:
         self.split: SplitStep = split_step(block)
         self.layouts: dict[tuple[int, int], Layout] = {}
         self.moves: dict[tuple[int, int], list[torch.Tensor | None]] = {}
+        self.kicked: dict[tuple[int, int], list[torch.Tensor]] = {}
         self.tables: dict[tuple[int, int, int], list[torch.Tensor]] = {}
         self.carry_types = [n.meta["type"] for n in placeholders(block.step, CARRY)]
         returned = results(self.split.core)[block.carries :]
@@ -98,7 +100,7 @@ class LoweredRecurrence:
             core = batch_step(core, names(core, CARRY, "u", INDEX), count, fold=True)
         units = unit_step(core, self.block.carries)
         order = places.clamp(max=length - 1).to(device)
-        return Layout(length, block, count, order, generated(pre), generated(core), generated(units), generated(post))
+        return Layout(length, block, count, order, generated(pre), generated(reuse(core)), generated(units), generated(post))
 
     def table(self, low: int, layout: Layout, device: torch.device) -> list[torch.Tensor]:
         """The index columns of a window in the layout's order; kept, as they never change."""
@@ -120,6 +122,13 @@ class LoweredRecurrence:
                 made.append((size * sign).to(s.device, s.dtype) if s.is_floating_point() else None)
             self.moves[key] = made
         return self.moves[key]
+
+    def kicks(self, layout: Layout, like: Tensors) -> list[torch.Tensor]:
+        """For each component of every block's start, plus or minus KICK."""
+        key = (layout.length, layout.block)
+        if key not in self.kicked:
+            self.kicked[key] = [KICK * signs(s) for s in like]
+        return self.kicked[key]
 
     def rows(self, carry: int) -> int:
         """Rows of one block in the folded layout of a carry."""
@@ -260,8 +269,8 @@ class RecurrenceProblem:
         if self.lowered.continuous:
             self.units = self.units_at(layout.block - 1, self.guess.states[-2] if len(self.guess.states) > 1 else guess)
             self.scales = yardsticks(self.units, layout.count)
-            moves = [KICK * signs(s) * s for s in self.scales]
-            state = [s + m.nan_to_num(posinf=0.0).view(s.shape) for s, m in zip(state, moves, strict=True)]
+            kicks = self.lowered.kicks(layout, self.scales)
+            state = [torch.addcmul(s.reshape(m.shape), m, k).reshape(s.shape) for s, m, k in zip(state, self.scales, kicks)]
         self.starts = self.shifted(state)
 
     def units_at(self, step: int, before: Tensors) -> list[torch.Tensor]:
@@ -339,7 +348,7 @@ class RecurrenceProblem:
         layout = self.layout
         if layout.count == 1:
             return torch.stack(values)
-        blocks = [v.view(layout.count, *kind.shape) for v in values]
+        blocks = [v.reshape(layout.count, *kind.shape) for v in values]
         return torch.stack(blocks, 1).view(-1, *kind.shape)[: layout.length]
 
     def readout(self, walk: Walk) -> Sequence[torch.Tensor]:
