@@ -192,6 +192,9 @@ class RecurrenceProblem:
         self.starts = self.spread(self.carry)
         self.sweeps = 0
         self.walk: Walk | None = None  # the last sweep
+        self.moved = True  # whether the next sweep starts beside the boundaries that were found
+        self.moved_again = False
+        self.final = 1  # the leading blocks that start from their true states
         self.met = False  # whether it ends in the one before, and every block forgets
         self.far: float | None = None  # what the last steps of a block leave of the warm-up's guess
         self.local: float | None = None  # what a block leaves of a small difference at its start
@@ -213,7 +216,7 @@ class RecurrenceProblem:
         state, carries = self.starts, self.lowered.block.carries
         beside = None
         if layout.count > 1 and carries and self.lowered.continuous:
-            beside = BesideTheGuess(self) if before is None else BesideTheLast(self, before)
+            beside = BesideTheGuess(self) if before is None else None if self.moved else BesideTheLast(self, before)
         states, extras = self.walk.states, self.walk.extras
         core, consts = layout.core, self.consts
         self.sweeps += 1
@@ -223,7 +226,7 @@ class RecurrenceProblem:
             states.append(state := list(out[:carries]))
             extras.append(list(out[carries:]))
             self.steps += 1
-            if beside is not None and (layout.block - 1 - j) % spacing == 0 and beside.meets(j):
+            if beside is not None and ((j - self.first) % spacing == 0 or j == layout.block - 1) and beside.meets(j):
                 assert before is not None
                 states[j:], extras[j + 1 :] = before.states[j:], before.extras[j + 1 :]
                 self.met = True
@@ -236,15 +239,20 @@ class RecurrenceProblem:
         if self.met or layout.count == 1:
             return self.close()
         if self.sweeps == 1 and self.lowered.continuous and self.carry:
+            self.moved = False
             self.starts = self.shifted(ends)
             return self.low + layout.block  # the other blocks started beside their true states
         expected = [e[: -self.lowered.rows(k)] for k, e in enumerate(ends)]
         used = [s[self.lowered.rows(k) :] for k, s in enumerate(self.starts)]
         if all(same_bits(a, b) for a, b in zip(expected, used, strict=True)):
             return self.close()
-        agreeing = self.agreeing_blocks(expected, used)
-        self.starts = self.shifted(ends)
-        return self.low + min(agreeing * layout.block, layout.length - 1)
+        self.final = self.agreeing_blocks(expected, used)
+        # settled, but nothing was told: the boundaries were far off before. Once more, now from close by.
+        self.moved = self.lowered.continuous and not self.moved_again and self.violation <= GOOD
+        if self.moved:
+            self.moved_again, self.violation = True, math.inf
+        self.starts = self.shifted(self.beside(ends) if self.moved else ends)
+        return self.low + min(self.final * layout.block, layout.length - 1)
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -269,9 +277,17 @@ class RecurrenceProblem:
         if self.lowered.continuous:
             self.units = self.units_at(layout.block - 1, self.guess.states[-2] if len(self.guess.states) > 1 else guess)
             self.scales = yardsticks(self.units, layout.count)
-            kicks = self.lowered.kicks(layout, self.scales)
-            state = [torch.addcmul(s.reshape(m.shape), m, k).reshape(s.shape) for s, m, k in zip(state, self.scales, kicks)]
+            state = self.beside(state)
         self.starts = self.shifted(state)
+
+    def beside(self, state: list[torch.Tensor]) -> list[torch.Tensor]:
+        """States KICK units away, in every component; those that start a final block stay."""
+        moved = []
+        for s, scale, kick in zip(state, self.scales, self.lowered.kicks(self.layout, self.scales), strict=True):
+            there = torch.addcmul(s.reshape(scale.shape), scale, kick)
+            there[: self.final - 1] = s.reshape(scale.shape)[: self.final - 1]
+            moved.append(there.reshape(s.shape))
+        return moved
 
     def units_at(self, step: int, before: Tensors) -> list[torch.Tensor]:
         """The rounding units of the states after step `step` of each block, given those before it."""
@@ -424,16 +440,16 @@ class BesideTheLast:
         gap = self.gap.look(own, other, problem.scales)
         last = step == problem.layout.block - 1
         covered = problem.far is not None and problem.far < CONTRACTION and step >= problem.first
-        if not last and not (covered and float(gap.max()) <= GOOD):
+        if not last and not (covered and float(gap.max()) <= TOLERANCE):
             return False
         units = problem.units_at(step, self.own.states[step - 1] if step else self.own.starts)
         survived = in_units(own, other, units, problem.layout.count)
-        left = forgetting(self.disturbed[1:], survived[1:])
+        left = forgetting(self.disturbed[problem.final :], survived[problem.final :])
         if left is not None:
             problem.local = max(left, CONTRACTION) if self.gap.grew() else left
         problem.contraction = problem.far if problem.local is None else problem.local
-        problem.violation = float(survived.max())
-        enough = TOLERANCE if last and problem.sweeps > 2 else GOOD
+        before, problem.violation = problem.violation, float(survived.max())
+        enough = TOLERANCE if last and before <= problem.violation else GOOD  # more, where sweeping on takes no more away
         if problem.violation > enough or problem.local is None or problem.local >= CONTRACTION:
             return False
         problem.residual = max(problem.residual, problem.violation)
