@@ -82,6 +82,7 @@ class LoweredFixedPoint:
             "sweeps": problem.passes if problem.block == 1 else len(frontier),
             "steps": problem.passes,
             "frontier": frontier,
+            "samples": tuple(problem.settled.tolist()),
             "residual": 0.0,
             "contraction": None,
             "certificate": "every equation holds bit for bit",
@@ -101,6 +102,7 @@ class FixedPointProblem:
         self.passes = 0
         self.frontier = 0
         self.window = FIRST_WINDOW
+        self.settled = torch.zeros(samples_of(lowered.block, initial), dtype=torch.long, device=initial[0].device)
 
     def open(self, low: int, high: int, block: int) -> None:
         self.high, self.block = high, block
@@ -167,10 +169,11 @@ class FixedPointProblem:
         wrong = None
         for buffer, view, value in zip(self.buffers, self.views, self.values, strict=True):
             changed = differing(value[low:high].contiguous(), view.gather(buffer)[low:high].contiguous())
-            changed = changed.reshape(high - low, -1).any(1)
+            changed = changed.reshape(high - low, len(self.settled), -1).any(2)
             wrong = changed if wrong is None else wrong | changed
         assert wrong is not None
-        where = wrong.nonzero()
+        self.settled.masked_fill_(wrong.any(0), self.passes)
+        where = wrong.any(1).nonzero()
         self.frontier = low + int(where[0, 0]) + 1 if len(where) else high
         if self.frontier == self.equations and not len(where):
             return self.frontier
@@ -198,6 +201,7 @@ class FixedPointProblem:
         for buffer, view, value, old, first in zip(self.buffers, self.views, exact, guess, self.initial, strict=True):
             rest = harmless(old[low + 1 :], view.gather(first)[low + 1 :])
             view.scatter_(buffer, torch.cat([value[low : low + 1], rest]), low)
+        self.settled.fill_(self.passes)
         self.frontier = low + 1
         return self.frontier
 
@@ -220,6 +224,15 @@ def with_swallowed(network: fx.Graph) -> fx.Graph:
     ]
     graph.output((*features, *dict.fromkeys(hidden)))  # type: ignore[misc]
     return graph
+
+
+def samples_of(block: FixedPoint, buffers: Tensors) -> int:
+    """How many samples the buffers hold: the length of their first dimension where every slot spans it, otherwise 1."""
+    counts = set()
+    for slots, buffer in zip(block.slots, buffers, strict=True):
+        spans = slots.shape[:1] == tuple(buffer.shape[:1]) and slots.stride[:1] == buffer.stride()[:1]
+        counts.add(buffer.shape[0] if spans and buffer.dim() and buffer.shape[0] else 1)
+    return counts.pop() if len(counts) == 1 else 1
 
 
 def all_finite(values: Tensors) -> bool:

@@ -10,8 +10,9 @@ class BlockSolution:
     """How one equation block was solved.
 
     sweeps counts outer sweeps, steps the network or step evaluations that had to follow one another. `frontier` is the
-    number of final equations after each sweep. `residual` is the largest violation of an equation, in rounding units
-    (DESIGN: eps times a first-order bound of the step); 0.0 means that every equation holds bit for bit.
+    number of final equations after each sweep. `samples` says for each sample of a batch after how many passes its values
+    did not change any more, where a block's slots hold samples. `residual` is the largest violation of an equation, in
+    rounding units (eps times a first-order bound of the step); 0.0 means that every equation holds bit for bit.
     """
 
     name: str
@@ -26,6 +27,13 @@ class BlockSolution:
     certificate: str
     seconds: float
     fallback: str | None = None
+    samples: tuple[int, ...] = ()
+
+    @property
+    def spread(self) -> str:
+        """How far the samples of a batch lie apart, as a part of a sentence."""
+        low, high = min(self.samples, default=0), max(self.samples, default=0)
+        return f"its samples final after {low} to {high}, " if low < high else ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Solution:
             return f"the original ran ({self.seconds:.4f} s): {self.fallback}"
         rows = [
             f"{b.name} {b.kind}: {b.solver}, {b.equations} equations in {b.sweeps} sweeps ({b.steps} sequential steps), "
-            f"{b.certificate}, {b.seconds:.4f} s"
+            f"{b.spread}{b.certificate}, {b.seconds:.4f} s"
             for b in self.blocks
         ]
         return "\n".join([*rows, f"{self.seconds:.4f} s in all"])

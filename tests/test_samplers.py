@@ -685,3 +685,29 @@ def test_sweeps_stay_below_the_proved_depth() -> None:
     compiled = check(sample, *args, solver=Jacobi())
     assert_collapsed(compiled)
     assert compiled.solution.blocks[0].sweeps <= PIXELS // 6 + 1
+
+
+class Latched(nn.Module):
+    """Pixel i of a sample follows pixel i - 1 with a weight of its own: 0 for the first sample, 1 for the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([0.0, 0.0, 1.0])[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (1, 0))[:, :-1] * self.weight
+
+    def sample(self) -> Tensor:
+        x = torch.zeros(BATCH, PIXELS)
+        for i in range(PIXELS):
+            x[:, i] = self(x)[:, i] + torch.rand(BATCH)
+        return x
+
+
+def test_each_sample_says_when_it_was_final() -> None:
+    """Without memory one pass is enough; a chain of sums takes a pass a pixel, and holds up nobody else's count."""
+    compiled = check(Latched().sample, solver=Jacobi())
+    assert_collapsed(compiled)
+    (block,) = compiled.solution.blocks
+    assert block.samples == (1, 1, PIXELS)
+    assert f"samples final after 1 to {PIXELS}" in str(compiled.solution)

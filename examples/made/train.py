@@ -40,6 +40,7 @@ def nats(model: MADE, grey: Tensor) -> float:
     return -model.log_prob(dequantised(grey)).mean().item()
 
 
+@torch.enable_grad()
 def train(model: MADE, side: int, seconds: float) -> list[float]:
     """Train until the held-out nats level off, or for so many seconds; returns them, one for each epoch.
 
