@@ -8,6 +8,7 @@ frontier moves to one past the first slot whose new value differs in bits from t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -168,8 +169,8 @@ class FixedPointProblem:
             high = min(high, low + self.window)
         wrong = None
         for buffer, view, value in zip(self.buffers, self.views, self.values, strict=True):
-            changed = differing(value[low:high].contiguous(), view.gather(buffer)[low:high].contiguous())
-            changed = changed.reshape(high - low, len(self.settled), -1).any(2)
+            changed = differing(value[low:high], view.gather(buffer)[low:high]).reshape(high - low, len(self.settled), -1)
+            changed = changed[:, :, 0] if changed.shape[2] == 1 else changed.any(2)
             wrong = changed if wrong is None else wrong | changed
         assert wrong is not None
         self.settled.masked_fill_(wrong.any(0), self.passes)
@@ -236,7 +237,12 @@ def samples_of(block: FixedPoint, buffers: Tensors) -> int:
 
 
 def all_finite(values: Tensors) -> bool:
-    return all(bool(v.isfinite().all()) for v in values if v.is_floating_point())
+    return all(finite(v) for v in values if v.is_floating_point())
+
+
+def finite(value: torch.Tensor) -> bool:
+    """Whether all elements are finite. Their sum says so at once, unless it overflows."""
+    return math.isfinite(float(value.sum())) or bool(value.isfinite().all())
 
 
 def harmless(guess: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ element; it is what `x[:, i]`, `x[:, :, i, j]` and the like address. All functio
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,5 +113,30 @@ def flat(buffer: torch.Tensor) -> torch.Tensor:
 
 def draws(count: int, specs: Sequence[tuple[Any, ...]]) -> tuple[torch.Tensor, ...]:
     """`count` iterations of the draws `specs` (arguments of `draw`) in eager's order, each stacked to (count, *shape)."""
+    if len(specs) == 1:
+        kind, shape, stride, dtype, device, *rest = specs[0]
+        whole = (count, *shape)
+        if tuple(stride) == contiguous(shape) and one_stream(kind, whole, dtype, torch.device(device).type):
+            return (draw(kind, whole, contiguous(whole), dtype, device, *rest),)
     rows = [[draw(*spec) for spec in specs] for _ in range(count)]
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor of that shape."""
+    return tuple(math.prod(max(n, 1) for n in shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+@functools.lru_cache(maxsize=256)
+def one_stream(kind: str, whole: tuple[int, ...], dtype: torch.dtype, device: str) -> bool:
+    """Whether one draw of all rows takes the same numbers from a generator as a draw for each row.
+
+    Uniform numbers on a CPU come one by one from the stream, whatever the shape: tried once for each shape, on
+    generators of its own.
+    """
+    if kind != "uniform" or device != "cpu":
+        return False
+    first, second = (torch.Generator().manual_seed(0) for _ in range(2))
+    rows = torch.stack([torch.empty(whole[1:], dtype=dtype).uniform_(generator=first) for _ in range(whole[0])])
+    together = torch.empty(whole, dtype=dtype).uniform_(generator=second)
+    return torch.equal(rows, together) and torch.equal(first.get_state(), second.get_state())

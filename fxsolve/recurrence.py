@@ -189,11 +189,14 @@ class RecurrenceProblem:
         self.hoisted = list(hoisted)
         self.folded = list(zip(*[fold(u, layout).unbind(0) for u in hoisted], strict=True)) or [()] * layout.block
         self.index = self.core_index(low)
+        # the step of a block at which its warm-up begins
+        self.first = layout.block - min(self.warmup or layout.block, layout.block)
         self.starts = self.spread(self.carry)
         self.sweeps = 0
         self.walk: Walk | None = None  # the last sweep
         self.moved = True  # whether the next sweep starts beside the boundaries that were found
         self.moved_again = False
+        self.settling = math.inf  # the violation that the last sweep left, if it was not moved
         self.final = 1  # the leading blocks that start from their true states
         self.met = False  # whether it ends in the one before, and every block forgets
         self.far: float | None = None  # what the last steps of a block leave of the warm-up's guess
@@ -221,12 +224,14 @@ class RecurrenceProblem:
         core, consts = layout.core, self.consts
         self.sweeps += 1
         spacing = max(1, layout.block // LOOKS)
+        closely = 2 if before is not None else spacing  # where the walk may end
         for j in range(layout.block):
             out = core(*state, *self.folded[j], *self.index[j], *consts)
             states.append(state := list(out[:carries]))
             extras.append(list(out[carries:]))
             self.steps += 1
-            if beside is not None and ((j - self.first) % spacing == 0 or j == layout.block - 1) and beside.meets(j):
+            look = (j - self.first) % (spacing if j < self.first else closely) == 0 or j == layout.block - 1
+            if beside is not None and look and beside.meets(j):
                 assert before is not None
                 states[j:], extras[j + 1 :] = before.states[j:], before.extras[j + 1 :]
                 self.met = True
@@ -250,7 +255,7 @@ class RecurrenceProblem:
         # settled, but nothing was told: the boundaries were far off before. Once more, now from close by.
         self.moved = self.lowered.continuous and not self.moved_again and self.violation <= GOOD
         if self.moved:
-            self.moved_again, self.violation = True, math.inf
+            self.moved_again, self.settling = True, math.inf
         self.starts = self.shifted(self.beside(ends) if self.moved else ends)
         return self.low + min(self.final * layout.block, layout.length - 1)
 
@@ -264,7 +269,6 @@ class RecurrenceProblem:
         starts close to where this one does, and how the two come together tells what becomes of a small difference.
         """
         layout = self.layout
-        self.first = layout.block - (self.warmup or layout.block)  # the step of a block at which its warm-up begins
         noise = self.lowered.noise(layout, self.starts)
         guess = [s if n is None else s + n * s.abs().clamp(min=1.0) for s, n in zip(self.starts, noise, strict=True)]
         self.guess = Walk(guess, [], [])
@@ -448,7 +452,8 @@ class BesideTheLast:
         if left is not None:
             problem.local = max(left, CONTRACTION) if self.gap.grew() else left
         problem.contraction = problem.far if problem.local is None else problem.local
-        before, problem.violation = problem.violation, float(survived.max())
+        before, problem.settling = problem.settling, float(survived.max())
+        problem.violation = problem.settling
         enough = TOLERANCE if last and before <= problem.violation else GOOD  # more, where sweeping on takes no more away
         if problem.violation > enough or problem.local is None or problem.local >= CONTRACTION:
             return False

@@ -7,6 +7,7 @@ neither                                     in order, with eager's own calls
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +28,11 @@ from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
 
 Tensors = Sequence[torch.Tensor]
+COARSE = (16, 32, 64, 128, 256, 512)
 BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 SWEEP_LIMIT = 4
-LATER = 6  # certified candidates tried after the quickest one
 FINALISTS, ROUNDS = 4, 3
+TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
 PAYS = 0.95
 
 
@@ -216,32 +218,39 @@ class BlockRunner(torch.nn.Module):
         return self.tried(lowered, initial, stacked, consts)
 
     def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
-        """Finds the quickest certified block length; the second half of each block is its neighbour's warm-up."""
-        blocks = [b for b in BLOCKS if 4 * b <= self.block.length]
-        if not blocks:
+        """Finds the quickest certified block length, near the shortest power of two that is certified.
+
+        The warm-up is three fifths of a block: it brings a far guess close, which takes longer than the rest of the block,
+        where a small difference dies out.
+        """
+        coarse = [b for b in COARSE if 4 * b <= self.block.length]
+        if not coarse:
             return self.sequential(f"{self.block.length} equations are too few to cut into blocks")
-
-        def attempt(solver: Solver, limit: int = SWEEP_LIMIT) -> None:
-            lowered.solve(solver, initial, stacked, consts, limit)
-
         tried: list[Candidate] = []
         seconds: dict[tuple[Solver, int], float] = {}
-        since = 0
-        for block, warmup in ((b, w) for b in blocks for w in (b // 2, 5 * b // 8)):
-            solver = JacobiGS(block, warmup)
-            lowered.threads = 1
-            try:  # a long memory gets further sweeps, where no longer block is left
-                attempt(solver, SWEEP_LIMIT if block == blocks[-1] else 2)
+
+        def attempt(solver: Solver, limit: int = SWEEP_LIMIT) -> bool:
+            try:
+                lowered.solve(solver, initial, stacked, consts, limit)
+                return True
             except NotSolved as error:
                 tried.append(Candidate(str(solver), None, str(error)))
+                return False
+
+        def limit(block: int) -> int:  # a long memory gets further sweeps, where no longer block is left
+            return SWEEP_LIMIT if block == coarse[-1] else 2
+
+        first = next((b for b in coarse if attempt(solver_of(b), limit(b))), 0)
+        near = [b for b in BLOCKS if first / 2 < b <= 2 * first and 4 * b <= self.block.length]
+        deadline = time.perf_counter() + TRIAL_SECONDS
+        for block in sorted(near, key=lambda b: abs(math.log(b / first))):
+            solver = solver_of(block)
+            lowered.threads = None
+            if (seconds and time.perf_counter() > deadline) or not attempt(solver, limit(block)):
                 continue
-            quickest = min(seconds.values(), default=float("inf"))
             for threads in {1, torch.get_num_threads()}:
                 lowered.threads = threads
-                seconds[solver, threads] = timed(lambda: attempt(solver))  # noqa: B023
-            since = 0 if min(seconds.values()) < quickest else since + 1
-            if since == LATER:
-                break
+                seconds[solver, threads] = timed(lambda: attempt(solver), 1)  # noqa: B023
         for _ in range(ROUNDS):  # in turns, as a busy machine may favour any of them
             for solver, threads in sorted(seconds, key=seconds.__getitem__)[:FINALISTS]:
                 lowered.threads = threads
@@ -252,6 +261,10 @@ class BlockRunner(torch.nn.Module):
             return replace(plan, candidates=tuple(tried))
         solver, lowered.threads = min(seconds, key=seconds.__getitem__)
         return Plan(solver, "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT, lowered.threads)
+
+
+def solver_of(block: int) -> JacobiGS:
+    return JacobiGS(block, 3 * block // 5)
 
 
 def timed(run: Callable[[], Any], repeats: int = 2) -> float:
