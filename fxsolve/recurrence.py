@@ -16,20 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxsolve.beside import BesideTheGuess, BesideTheLast, Walk
 from fxsolve.bits import same_bits
-from fxsolve.certificate import (
-    CONTRACTION,
-    GOOD,
-    KICK,
-    LOOKS,
-    TOLERANCE,
-    Gap,
-    forgetting,
-    in_units,
-    signs,
-    weakest,
-    yardsticks,
-)
+from fxsolve.certificate import GOOD, KICK, LOOKS, signs, yardsticks
 from fxsolve.continuity import continuous
 from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders, results
 from fxsolve.passes.absorb import absorb
@@ -56,15 +45,6 @@ class Layout:
     core: Callable[..., Any]
     units: Callable[..., Any]
     post: Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Walk:
-    """All blocks, side by side and in order inside: the states that they start from, and after each step."""
-
-    starts: list[torch.Tensor]
-    states: list[list[torch.Tensor]]
-    extras: list[list[torch.Tensor]]
 
 
 class LoweredRecurrence:
@@ -223,15 +203,12 @@ class RecurrenceProblem:
         states, extras = self.walk.states, self.walk.extras
         core, consts = layout.core, self.consts
         self.sweeps += 1
-        spacing = max(1, layout.block // LOOKS)
-        closely = 2 if before is not None else spacing  # where the walk may end
         for j in range(layout.block):
             out = core(*state, *self.folded[j], *self.index[j], *consts)
             states.append(state := list(out[:carries]))
             extras.append(list(out[carries:]))
             self.steps += 1
-            look = (j - self.first) % (spacing if j < self.first else closely) == 0 or j == layout.block - 1
-            if beside is not None and look and beside.meets(j):
+            if beside is not None and self.looked_at(j, closely=before is not None) and beside.meets(j):
                 assert before is not None
                 states[j:], extras[j + 1 :] = before.states[j:], before.extras[j + 1 :]
                 self.met = True
@@ -271,18 +248,25 @@ class RecurrenceProblem:
         layout = self.layout
         noise = self.lowered.noise(layout, self.starts)
         guess = [s if n is None else s + n * s.abs().clamp(min=1.0) for s, n in zip(self.starts, noise, strict=True)]
-        self.guess = Walk(guess, [], [])
-        state = guess
+        self.guess, self.guessed = guess, {}
+        state = before = guess
         carries = self.lowered.block.carries
         for j in range(self.first, layout.block):
+            before = state
             state = list(layout.core(*state, *self.folded[j], *self.index[j], *self.consts)[:carries])
-            self.guess.states.append(state)
             self.steps += 1
+            if self.looked_at(j):
+                self.guessed[j] = state  # the others may go: what is kept leaves the caches
         if self.lowered.continuous:
-            self.units = self.units_at(layout.block - 1, self.guess.states[-2] if len(self.guess.states) > 1 else guess)
+            self.units = self.units_at(layout.block - 1, before)
             self.scales = yardsticks(self.units, layout.count)
             state = self.beside(state)
         self.starts = self.shifted(state)
+
+    def looked_at(self, step: int, closely: bool = False) -> bool:
+        """Whether distances are taken after this step of a block; `closely` where a walk may end."""
+        spacing = 2 if closely and step >= self.first else max(1, self.layout.block // LOOKS)
+        return (step - self.first) % spacing == 0 or step == self.layout.block - 1
 
     def beside(self, state: list[torch.Tensor]) -> list[torch.Tensor]:
         """States KICK units away, in every component; those that start a final block stay."""
@@ -391,74 +375,6 @@ class RecurrenceProblem:
                 f"every equation holds to {self.residual:.2g} rounding units, contraction {self.contraction:.1g} a block"
             )
         return (*self.carry, *outputs), certificate
-
-
-class BesideTheGuess:
-    """The first sweep beside the warm-up, which started far away: how the last steps of each block forget."""
-
-    def __init__(self, problem: RecurrenceProblem) -> None:
-        self.problem = problem
-        self.gap = Gap(torch.full((problem.layout.count,), math.inf, device=problem.device))
-
-    def meets(self, step: int) -> bool:
-        """Takes the distance; the warm-up's states are never part of the solution."""
-        problem = self.problem
-        first, guess, walk = problem.first, problem.guess, problem.walk
-        assert walk is not None
-        if step >= first:
-            self.gap.look(walk.states[step], guess.states[step - first], problem.scales)
-        if step == problem.layout.block - 1:
-            start = walk.states[first - 1] if first else walk.starts
-            disturbed = in_units(start, guess.starts, problem.units, problem.layout.count)
-            survived = in_units(walk.states[step], guess.states[-1], problem.units, problem.layout.count)
-            left = forgetting(disturbed, survived)
-            problem.far = max(left, CONTRACTION) if left is not None and self.gap.grew() else left
-        return False
-
-
-class BesideTheLast:
-    """A sweep beside the one before it, which started from other states: where do the two come together?
-
-    Up to there the sweep's own states are the solution, from there on those of the sweep before. The equation at the
-    junction holds to the distance between the two, all others bit for bit. What is known about the steps of a block:
-
-        up to the junction           the two sweeps, about `KICK` units apart at the start, come together
-        the steps of the warm-up     the warm-up's guess, far away, comes close to the sweep before
-
-    The junction lies behind the first step of the warm-up, so that every step is looked at from two states.
-    """
-
-    def __init__(self, problem: RecurrenceProblem, before: Walk) -> None:
-        assert problem.walk is not None
-        self.problem, self.before, self.own = problem, before, problem.walk
-        # a block starts where the one before it ends; the first block starts from the true state, undisturbed
-        rows = [problem.lowered.rows(k) for k in range(len(problem.units))]
-        units = [torch.cat([u[:r], u[:-r]]) for u, r in zip(problem.units, rows, strict=True)]
-        self.disturbed = in_units(problem.starts, before.starts, units, problem.layout.count)
-        self.gap = Gap(weakest(self.disturbed))
-
-    def meets(self, step: int) -> bool:
-        """Whether the two are one from this step of all blocks on, to rounding, and the blocks forget."""
-        problem = self.problem
-        own, other = self.own.states[step], self.before.states[step]
-        gap = self.gap.look(own, other, problem.scales)
-        last = step == problem.layout.block - 1
-        covered = problem.far is not None and problem.far < CONTRACTION and step >= problem.first
-        if not last and not (covered and float(gap.max()) <= TOLERANCE):
-            return False
-        units = problem.units_at(step, self.own.states[step - 1] if step else self.own.starts)
-        survived = in_units(own, other, units, problem.layout.count)
-        left = forgetting(self.disturbed[problem.final :], survived[problem.final :])
-        if left is not None:
-            problem.local = max(left, CONTRACTION) if self.gap.grew() else left
-        problem.contraction = problem.far if problem.local is None else problem.local
-        before, problem.settling = problem.settling, float(survived.max())
-        problem.violation = problem.settling
-        enough = TOLERANCE if last and before <= problem.violation else GOOD  # more, where sweeping on takes no more away
-        if problem.violation > enough or problem.local is None or problem.local >= CONTRACTION:
-            return False
-        problem.residual = max(problem.residual, problem.violation)
-        return True
 
 
 @contextlib.contextmanager

@@ -1,0 +1,91 @@
+"""Sweeps of a recurrence's blocks beside another walk of the same blocks: what the two together say about every step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxsolve.certificate import CONTRACTION, GOOD, TOLERANCE, Gap, forgetting, in_units, weakest
+
+if TYPE_CHECKING:
+    from fxsolve.recurrence import RecurrenceProblem
+
+
+@dataclass(frozen=True)
+class Walk:
+    """All blocks, side by side and in order inside: the states that they start from, and after each step."""
+
+    starts: list[torch.Tensor]
+    states: list[list[torch.Tensor]]
+    extras: list[list[torch.Tensor]]
+
+
+class BesideTheGuess:
+    """The first sweep beside the warm-up, which started far away: how the last steps of each block forget."""
+
+    def __init__(self, problem: RecurrenceProblem) -> None:
+        self.problem = problem
+        self.gap = Gap(torch.full((problem.layout.count,), math.inf, device=problem.device))
+
+    def meets(self, step: int) -> bool:
+        """Takes the distance; the warm-up's states are never part of the solution."""
+        problem = self.problem
+        first, guessed, walk = problem.first, problem.guessed, problem.walk
+        assert walk is not None
+        if step >= first:
+            self.gap.look(walk.states[step], guessed[step], problem.scales)
+        if step == problem.layout.block - 1:
+            start = walk.states[first - 1] if first else walk.starts
+            disturbed = in_units(start, problem.guess, problem.units, problem.layout.count)
+            survived = in_units(walk.states[step], guessed[step], problem.units, problem.layout.count)
+            left = forgetting(disturbed, survived)
+            problem.far = max(left, CONTRACTION) if left is not None and self.gap.grew() else left
+        return False
+
+
+class BesideTheLast:
+    """A sweep beside the one before it, which started from other states: where do the two come together?
+
+    Up to there the sweep's own states are the solution, from there on those of the sweep before. The equation at the
+    junction holds to the distance between the two, all others bit for bit. What is known about the steps of a block:
+
+        up to the junction           the two sweeps, about `KICK` units apart at the start, come together
+        the steps of the warm-up     the warm-up's guess, far away, comes close to the sweep before
+
+    The junction lies behind the first step of the warm-up, so that every step is looked at from two states.
+    """
+
+    def __init__(self, problem: RecurrenceProblem, before: Walk) -> None:
+        assert problem.walk is not None
+        self.problem, self.before, self.own = problem, before, problem.walk
+        # a block starts where the one before it ends; the first block starts from the true state, undisturbed
+        rows = [problem.lowered.rows(k) for k in range(len(problem.units))]
+        units = [torch.cat([u[:r], u[:-r]]) for u, r in zip(problem.units, rows, strict=True)]
+        self.disturbed = in_units(problem.starts, before.starts, units, problem.layout.count)
+        self.gap = Gap(weakest(self.disturbed))
+
+    def meets(self, step: int) -> bool:
+        """Whether the two are one from this step of all blocks on, to rounding, and the blocks forget."""
+        problem = self.problem
+        own, other = self.own.states[step], self.before.states[step]
+        gap = self.gap.look(own, other, problem.scales)
+        last = step == problem.layout.block - 1
+        covered = problem.far is not None and problem.far < CONTRACTION and step >= problem.first
+        if not last and not (covered and float(gap.max()) <= TOLERANCE):
+            return False
+        units = problem.units_at(step, self.own.states[step - 1] if step else self.own.starts)
+        survived = in_units(own, other, units, problem.layout.count)
+        left = forgetting(self.disturbed[problem.final :], survived[problem.final :])
+        if left is not None:
+            problem.local = max(left, CONTRACTION) if self.gap.grew() else left
+        problem.contraction = problem.far if problem.local is None else problem.local
+        before, problem.settling = problem.settling, float(survived.max())
+        problem.violation = problem.settling
+        enough = TOLERANCE if last and before <= problem.violation else GOOD  # more, where sweeping on takes no more away
+        if problem.violation > enough or problem.local is None or problem.local >= CONTRACTION:
+            return False
+        problem.residual = max(problem.residual, problem.violation)
+        return True
