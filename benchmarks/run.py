@@ -124,7 +124,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.set_default_device(options.device)
+    if options.device != "cpu":  # it puts a Python call before each of torch's functions
+        torch.set_default_device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # torch's fused recurrent modules would otherwise round inputs to 10 bits
     out = options.out or RESULTS / f"{options.device}{'-small' if options.small else ''}.json"
 

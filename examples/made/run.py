@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, for tests")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    torch.set_default_device(options.device)
+    if options.device != "cpu":  # it puts a Python call before each of torch's functions
+        torch.set_default_device(options.device)
     model, side = trained(options.small)
 
     fast = fxsolve.compile(model.sample)
