@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxsolve.certificate import CONTRACTION, GOOD, TOLERANCE, Gap, forgetting, in_units, weakest
+from fxsolve.certificate import CONTRACTION, GOOD, TOLERANCE, Gap, forgetting, in_units, most, weakest
 
 if TYPE_CHECKING:
     from fxsolve.recurrence import RecurrenceProblem
@@ -41,7 +41,7 @@ class BesideTheGuess:
             start = walk.states[first - 1] if first else walk.starts
             disturbed = in_units(start, problem.guess, problem.units, problem.layout.count)
             survived = in_units(walk.states[step], guessed[step], problem.units, problem.layout.count)
-            left = forgetting(disturbed, survived)
+            left = forgetting(disturbed, survived, most(disturbed))
             problem.far = max(left, CONTRACTION) if left is not None and self.gap.grew() else left
         return False
 
@@ -78,7 +78,8 @@ class BesideTheLast:
             return False
         units = problem.units_at(step, self.own.states[step - 1] if step else self.own.starts)
         survived = in_units(own, other, units, problem.layout.count)
-        left = forgetting(self.disturbed[problem.final :], survived[problem.final :])
+        disturbed = self.disturbed[problem.final :]
+        left = forgetting(disturbed, survived[problem.final :], weakest(disturbed))
         if left is not None:
             problem.local = max(left, CONTRACTION) if self.gap.grew() else left
         problem.contraction = problem.far if problem.local is None else problem.local

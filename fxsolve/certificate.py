@@ -40,8 +40,8 @@ class Gap:
         return bool((gaps[1:] > REACH * least).any())
 
 
-def forgetting(disturbed: torch.Tensor, survived: torch.Tensor) -> float | None:
-    """What is left of a disturbance: the worst block's ratio.
+def forgetting(disturbed: torch.Tensor, survived: torch.Tensor, least: torch.Tensor) -> float | None:
+    """What is left of a disturbance, of which each block got `least` or more: the worst block's ratio.
 
     A component that was hardly moved says nothing about itself. Where that happens by chance, here and there, the
     others speak; where it happens to a quarter of a block or of a component's blocks, nothing was measured (None).
@@ -49,12 +49,17 @@ def forgetting(disturbed: torch.Tensor, survived: torch.Tensor) -> float | None:
     weak = disturbed < TELLING
     if bool(weak.any()) and (weak.sum(0).max() > len(weak) / 4 or weak.sum(1).max() > weak.shape[1] / 4):
         return None
-    return float((survived.amax(1) / weakest(disturbed)).max())
+    return float((survived.amax(1) / least).max())
 
 
 def weakest(disturbed: torch.Tensor) -> torch.Tensor:
     """For each block the smallest disturbance that says anything."""
     return torch.where(disturbed >= TELLING, disturbed, math.inf).amin(1)
+
+
+def most(disturbed: torch.Tensor) -> torch.Tensor:
+    """For each block the disturbance that three quarters of its components got, for moves of very different sizes."""
+    return disturbed.kthvalue(1 + (disturbed.shape[1] - 1) // 4, dim=1).values
 
 
 def in_units(a: Tensors, b: Tensors, units: Tensors, blocks: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fxsolve.certificate import KICK, REACH, TELLING, Gap, forgetting, in_units, signs, yardsticks
+from fxsolve.certificate import KICK, REACH, TELLING, Gap, forgetting, in_units, most, signs, weakest, yardsticks
 
 SCALE = [torch.ones(2, 3)]
 
@@ -38,19 +38,19 @@ def test_growth_from_any_earlier_step_is_seen(distances: tuple[float, ...]) -> N
 
 def test_forgetting_is_the_worst_blocks_ratio() -> None:
     disturbed = torch.tensor([[100.0, 200.0], [50.0, 400.0]])
-    assert forgetting(disturbed, torch.tensor([[1.0, 0.0], [0.0, 2.0]])) == pytest.approx(2 / 50)
+    assert forgetting(disturbed, torch.tensor([[1.0, 0.0], [0.0, 2.0]]), weakest(disturbed)) == pytest.approx(2 / 50)
 
 
 def test_nothing_is_said_where_too_little_was_moved() -> None:
     disturbed = torch.full((8, 8), 10 * TELLING)
     survived = torch.zeros(8, 8)
     disturbed[2, 3] = 0.0
-    assert forgetting(disturbed, survived) == 0.0  # by chance, here
+    assert forgetting(disturbed, survived, weakest(disturbed)) == 0.0  # by chance, here
     disturbed[2, :3] = 0.0
-    assert forgetting(disturbed, survived) is None  # half of one block
+    assert forgetting(disturbed, survived, weakest(disturbed)) is None  # half of one block
     disturbed[2] = 10 * TELLING
     disturbed[:3, 5] = 0.0
-    assert forgetting(disturbed, survived) is None  # one component of three blocks
+    assert forgetting(disturbed, survived, weakest(disturbed)) is None  # one component of three blocks
 
 
 def test_units_of_what_is_not_finite_or_zero() -> None:
@@ -65,3 +65,9 @@ def test_yardsticks_and_kicks() -> None:
     pattern = signs(torch.empty(50, 20))
     assert set(pattern.unique().tolist()) == {-1.0, 1.0} and abs(float(pattern.mean())) < 0.1
     assert KICK > 2 * TELLING
+
+
+def test_least_and_most() -> None:
+    disturbed = torch.tensor([[0.0, 5.0, 100.0, 1e6, 40.0, 50.0, 60.0, 70.0]])
+    assert weakest(disturbed).tolist() == [40.0]  # what is below TELLING does not count
+    assert most(disturbed).tolist() == [5.0]  # six of eight were moved more than that
