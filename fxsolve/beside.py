@@ -65,7 +65,8 @@ class BesideTheLast:
         rows = [problem.lowered.rows(k) for k in range(len(problem.units))]
         units = [torch.cat([u[:r], u[:-r]]) for u, r in zip(problem.units, rows, strict=True)]
         self.disturbed = in_units(problem.starts, before.starts, units, problem.layout.count)
-        self.gap = Gap(weakest(self.disturbed))
+        self.least = weakest(self.disturbed)
+        self.gap = Gap(self.least)
 
     def meets(self, step: int) -> bool:
         """Whether the two are one from this step of all blocks on, to rounding, and the blocks forget."""
@@ -78,8 +79,8 @@ class BesideTheLast:
             return False
         units = problem.units_at(step, self.own.states[step - 1] if step else self.own.starts)
         survived = in_units(own, other, units, problem.layout.count)
-        disturbed = self.disturbed[problem.final :]
-        left = forgetting(disturbed, survived[problem.final :], weakest(disturbed))
+        final = problem.final
+        left = forgetting(self.disturbed[final:], survived[final:], self.least[final:])
         if left is not None:
             problem.local = max(left, CONTRACTION) if self.gap.grew() else left
         problem.contraction = problem.far if problem.local is None else problem.local

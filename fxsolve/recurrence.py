@@ -273,7 +273,8 @@ class RecurrenceProblem:
         moved = []
         for s, scale, kick in zip(state, self.scales, self.lowered.kicks(self.layout, self.scales), strict=True):
             there = torch.addcmul(s.reshape(scale.shape), scale, kick)
-            there[: self.final - 1] = s.reshape(scale.shape)[: self.final - 1]
+            if self.final > 1:
+                there[: self.final - 1] = s.reshape(scale.shape)[: self.final - 1]
             moved.append(there.reshape(s.shape))
         return moved
 
