@@ -12,8 +12,8 @@ from fxsolve.solvers.contract import Solver
 class JacobiGS(Solver):
     """Cut 1..T into blocks of `block` equations: Jacobi between blocks, Gauss-Seidel inside (Song et al. 2021, alg. 2).
 
-    `warmup` is for recurrences: the first sweep only walks the last `warmup` steps of each block, which is enough to
-    find the blocks' boundaries when the step forgets (None: the whole block).
+    `warmup` is for recurrences: before the first sweep the last `warmup` steps of each block are walked, which is enough
+    to come close to the blocks' boundaries when the step forgets (None: the whole block).
     """
 
     block: int
