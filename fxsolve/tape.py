@@ -134,6 +134,10 @@ class Tape:
         first = len(self.value_type)
         self.first.append(first)
         outputs = self.symbols.items[symbol].outputs
+        if len(outputs) == 1:
+            self.value_type.append(outputs[0])
+            self.value_row.append(row)
+            return (first,)
         self.value_type.extend(outputs)
         self.value_row.extend([row] * len(outputs))
         return tuple(range(first, first + len(outputs)))

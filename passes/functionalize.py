@@ -49,7 +49,8 @@ class Content:
     type: TensorType
     type_id: int
     history: list[int]
-    owner: np.ndarray | None = None
+    owner: np.ndarray | None = None  # None: `floor` everywhere
+    floor: int = 0  # the last write of the whole
     known: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (offset, type) -> (value, write count)
     last: tuple[int, int] | None = None  # the region of the last write
     base: int = 0  # the content before it, and before those of the same region right before it
@@ -66,6 +67,7 @@ class Twin:
     target: int
     op: Any
     elementwise: bool  # eager itself refuses to read one element and write it as another
+    pointwise: bool = False  # its result's type does not hang on numbers
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
     tensors: tuple[int, ...] = ()
@@ -82,6 +84,8 @@ class Functionalizer:
         self.same_symbol: dict[int, int] = {}
         self.viewed: dict[int, tuple[int, int]] = {}  # new value of a view -> what it is a view of, and where that begins
         self.known_types: dict[Any, tuple[int, ...]] = {}
+        self.known_twins: dict[Any, int] = {}  # (in-place symbol, types, numbers) -> its functional twin's symbol
+        self.writable: dict[int, bool] = {}  # type -> whether no two of its indices show the same element
         self.row = 0
 
     def run(self) -> Tape:
@@ -211,7 +215,7 @@ class Functionalizer:
     def last_write(self, content: Content, offset: int, type_id: int) -> int:
         """The number of the last write that touched a region: 0 for none."""
         if content.owner is None:
-            return 0
+            return content.floor
         return int(self.owners(content, offset, type_id).max(initial=0))
 
     def owners(self, content: Content, offset: int, type_id: int) -> np.ndarray:
@@ -284,8 +288,10 @@ class Functionalizer:
             if argument.name in template or argument.kwarg_only or argument.has_default_value():
                 break
             args.append(given[argument.name])  # left out in the in-place call, which has a default for it
+        random = torch.Tag.nondeterministic_seeded in op.tags
+        pointwise = torch.Tag.pointwise in op.tags and not random
         elementwise = torch.Tag.pointwise in op.tags or base.startswith("masked_fill_")
-        return Twin(target, op, elementwise, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
+        return Twin(target, op, elementwise, pointwise, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
 
     def functional_value(self, symbol: Symbol, twin: Twin, kind: TensorType) -> int:
         """What the call writes, computed by its functional twin, in the type of the region."""
@@ -299,11 +305,14 @@ class Functionalizer:
         given = old.numbers[row]
         numbers = tuple([given[i] for i in twin.numbers])
         types = tuple([new.value_type[v] for v in used])
-        if torch.Tag.nondeterministic_seeded in twin.op.tags:
-            out = new.types(kind)  # a draw takes from the generator what its own shape and strides ask for
-        else:
-            (out,) = self.result_types(twin.op, twin.args, twin.kwargs, types, numbers)
-        number = new.intern(twin.op, twin.args, twin.kwargs, types, (out,), False)
+        key = (old.symbol[row], types, () if twin.pointwise else (numbers, kind))
+        number = self.known_twins.get(key)
+        if number is None:
+            if torch.Tag.nondeterministic_seeded in twin.op.tags:
+                out = new.types(kind)  # a draw takes from the generator what its own shape and strides ask for
+            else:
+                (out,) = self.result_types(twin.op, twin.args, twin.kwargs, types, numbers)
+            number = self.known_twins[key] = new.intern(twin.op, twin.args, twin.kwargs, types, (out,), False)
         (value,) = new.append(number, used, numbers, old.source[row])
         return self.converted(value, kind)
 
@@ -367,7 +376,9 @@ class Functionalizer:
         content = self.content[place[0]]
         type_id = self.old.value_type[handle]
         kind = self.old.types.items[type_id]
-        if not injective(kind):
+        if type_id not in self.writable:
+            self.writable[type_id] = injective(kind)
+        if not self.writable[type_id]:
             raise CaptureError(f"an in-place write to an expanded tensor: {self.where()}")
         start = place[1] - content.start
         if kind.numel == 0 or self.held(content, start, type_id) == value:
@@ -378,11 +389,11 @@ class Functionalizer:
         if kind.numel == content.type.numel:
             same_layout = type_id == content.type_id == self.new.value_type[value]
             value_whole = value if same_layout else self.write_call(content, value, kind, start)
-            content.owner = np.full(content.type.numel, number, dtype=np.int32)
+            content.owner, content.floor = None, number
             content.history.append(value_whole)
         else:
             if content.owner is None:
-                content.owner = np.zeros(content.type.numel, dtype=np.int32)
+                content.owner = np.full(content.type.numel, content.floor, dtype=np.int32)
             self.owners(content, start, type_id)[...] = number
             content.history.append(self.write_call(content, value, kind, start))
             content.known[(0, content.type_id)] = (content.history[-1], number)
