@@ -38,7 +38,7 @@ from fxsolve.progress import progress
 from fxsolve.schedule import PAYS, BlockRunner, Plan
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
-from fxsolve.solvers import GaussSeidel, Solver
+from fxsolve.solvers import Solver
 from fxsolve.tape import Mark
 
 EXACTNESS = ("auto", "bitwise", "rounding")
@@ -311,7 +311,7 @@ class Compiler:
     def compare(self, executable: Executable, values: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]) -> None:
         """Eager's results against ours: by bits where only bitwise blocks were solved, else to rounding."""
         plans = [r.plan for r in executable.runners.values()]
-        exact = self.options.exactness != "rounding" and all(p is None or p.kind == "FixedPoint" for p in plans)
+        exact = self.options.exactness != "rounding" and all(p is None or p.bitwise for p in plans)
         for number, (ours, theirs, out) in enumerate(zip(values, eager, executable.program.outputs, strict=False)):
             if out.leaf >= 0 and out.leaf in executable.program.mutated:
                 continue
@@ -382,7 +382,7 @@ def side_effects(changed: Sequence[str], fn: Any) -> str | None:
 
 def in_order(executable: Executable) -> bool:
     """Whether no block found a parallel schedule."""
-    return all(r.plan is None or isinstance(r.plan.solver, GaussSeidel) for r in executable.runners.values())
+    return all(r.plan is None or r.plan.in_order for r in executable.runners.values())
 
 
 class Clock:

@@ -46,9 +46,10 @@ def forgetting(disturbed: torch.Tensor, survived: torch.Tensor, least: torch.Ten
     A component that was hardly moved says nothing about itself. Where that happens by chance, here and there, the
     others speak; where it happens to a quarter of a block or of a component's blocks, nothing was measured (None).
     """
-    weak = disturbed < TELLING
-    if bool(weak.any()) and (weak.sum(0).max() > len(weak) / 4 or weak.sum(1).max() > weak.shape[1] / 4):
-        return None
+    if float(disturbed.min()) < TELLING:
+        weak = disturbed < TELLING
+        if weak.sum(0).max() > len(weak) / 4 or weak.sum(1).max() > weak.shape[1] / 4:
+            return None
     return float((survived.amax(1) / least).max())
 
 

@@ -20,7 +20,7 @@ from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
 from fxsolve.passes.batch_step import batch_step
 from fxsolve.passes.readable import generated
 from fxsolve.prims import SlotView
-from fxsolve.solution import NotSolved
+from fxsolve.solution import NotSolved, note_iterate
 from fxsolve.solvers import Solver, drive
 
 Tensors = Sequence[torch.Tensor]
@@ -151,6 +151,7 @@ class FixedPointProblem:
         """Moves the frontier; where heads are taken one by one, the window of such heads follows its speed."""
         before = self.frontier
         frontier = self.advance_frontier() if self.finite() else self.commit_one()
+        note_iterate(self.passes, self.buffers)
         self.window = max(FIRST_WINDOW, 2 * (frontier - before))
         if frontier == self.equations and self.outputs:
             self.settle_outputs()

@@ -1,5 +1,6 @@
 """The first scheduler: per block the candidates that apply, timed on the first call's own inputs; the winner is kept.
 
+Repeat       (the same function each step)  in order, until the state repeats bit for bit
 FixedPoint   (proved causal, bits probed)   Jacobi: one network pass a sweep
 Recurrence   (forgets, certified)           Jacobi-GS over blocks of C steps, warm-up W
 neither                                     in order, with eager's own calls
@@ -24,6 +25,7 @@ from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
 from fxsolve.passes.slots import fixed_point
 from fxsolve.recurrence import LoweredRecurrence
+from fxsolve.repeat import LoweredRepeat, repeats
 from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
 
@@ -56,6 +58,16 @@ class Plan:
     limit: int | None = None
     threads: int | None = None
 
+    @property
+    def in_order(self) -> bool:
+        """Whether it takes as many steps as eager."""
+        return self.kind != "Repeat" and isinstance(self.solver, GaussSeidel)
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether every equation holds bit for bit once it is solved."""
+        return self.kind in ("FixedPoint", "Repeat")
+
 
 class BlockRunner(torch.nn.Module):
     """One equation block in a compiled program. The first call decides its plan, later calls follow it."""
@@ -70,6 +82,7 @@ class BlockRunner(torch.nn.Module):
         self.in_order = generated(block.step)
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
+        self.repeat: LoweredRepeat | None = None
         self.kept: dict[int, torch.Tensor] = {}
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
@@ -92,8 +105,11 @@ class BlockRunner(torch.nn.Module):
         return values
 
     def solve(self, plan: Plan, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
-        if isinstance(plan.solver, GaussSeidel):
+        if plan.in_order:
             return self.run_in_order(initial, stacked, consts)
+        if plan.kind == "Repeat":
+            assert self.repeat is not None
+            return self.repeat.solve(initial, consts)
         if plan.kind == "FixedPoint":
             assert self.fixed is not None
             return self.fixed.solve(plan.solver, initial, stacked, consts, plan.limit)
@@ -131,6 +147,11 @@ class BlockRunner(torch.nn.Module):
         drawing = pinned(self.block.step)
         if drawing:
             return self.sequential(f"how many random numbers a step draws depends on values: {drawing[0]}")
+        if self.forced is None and repeats(self.block):
+            self.repeat = LoweredRepeat(self.block)
+            _, figures = self.repeat.solve(initial, consts)
+            if figures["steps"] < self.block.length:
+                return Plan(GaussSeidel(), "Repeat", "the same function of the state at each step: it ends where that repeats")
         found = fixed_point(self.block)
         if isinstance(found, FixedPoint):
             return self.decide_fixed_point(found, initial, stacked, consts)

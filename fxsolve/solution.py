@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,25 @@ class Solution:
 
 class NotSolved(Exception):
     """Internal: a block did not reach its certificate in the sweeps that pay; the caller completes it in order."""
+
+
+Iterates = dict[int, list[torch.Tensor]]
+WANTED: ContextVar[tuple[Container[int], Iterates] | None] = ContextVar("iterates that are kept", default=None)
+
+
+@contextmanager
+def keep_iterates(sweeps: Container[int]) -> Iterator[Iterates]:
+    """Inside, fixed-point blocks leave copies of their buffers after the given sweeps: {sweep: buffers}, for pictures."""
+    kept: Iterates = {}
+    token = WANTED.set((sweeps, kept))
+    try:
+        yield kept
+    finally:
+        WANTED.reset(token)
+
+
+def note_iterate(sweep: int, buffers: Sequence[torch.Tensor]) -> None:
+    """Keeps the buffers after a sweep, if somebody asked for it."""
+    wanted = WANTED.get()
+    if wanted is not None and sweep in wanted[0]:
+        wanted[1][sweep] = [b.clone() for b in buffers]

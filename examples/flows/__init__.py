@@ -1,0 +1,1 @@
+"""Masked autoregressive flows of two packages, as they come: sampling and inversion."""
