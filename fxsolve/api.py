@@ -121,6 +121,7 @@ class Compiler:
         self.entries: dict[Hashable, Entry] = {}
         self.plans: dict[str, Plan] = {}
         self.warned: set[str] = set()
+        self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
         self.solution: Solution | None = None
         self.last: Entry | None = None
 
@@ -198,7 +199,12 @@ class Compiler:
         changed = guards.changes()
         if changed:
             guards = Guards.collect(self.fn, args, kwargs).without(changed)
-        refusal = recording.refusal or side_effects(changed, self.fn)
+        effects = side_effects(changed, self.fn)
+        if changed and effects is not None and recording.refusal is None and key not in self.unsettled:
+            self.unsettled.add(key)
+            self.last = Entry(guards, None, f"the original ran: {effects}; the next call tells whether that was once only")
+            return self.finished(recording.result, self.last, start)
+        refusal = recording.refusal or effects
         if refusal is None and any(t.requires_grad for t in tensors_of(recording.result)):
             refusal = (
                 "the result requires gradients, which compiled programs do not compute yet; "

@@ -6,6 +6,9 @@
 Every loop becomes a Recurrence. Lists of a loop's values that are stacked or concatenated afterwards become its stacked
 outputs; values that differ from step to step become stacked inputs.
 
+Where what is left over of a loop is a value of its last iteration only, and no state, that iteration is left out of the
+loop: nothing need be stacked for it, and the loop's result is its state.
+
 Types are kept true: where a value is now a part of a stack, and its strides are in another order than those that were
 recorded, it is copied into that order. (Gaps between rows do not count: no op of a program sees them.)
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from fxsolve.ir import Program, Recurrence, TensorType
 from fxsolve.passes.build_step import StepBuilder, row_nodes
 from fxsolve.passes.clean import is_random_target
 from fxsolve.passes.layouts import fresh, permuted, reordered, row_type, typed_call
-from fxsolve.passes.roll import Loop
+from fxsolve.passes.roll import MIN_ITERATIONS, Loop
 from fxsolve.tape import Symbol, Tape
 
 aten = torch.ops.aten
@@ -46,19 +49,41 @@ class Where:
     iteration: int
 
 
+def without_last(loop: Loop) -> Loop:
+    """The loop but for its last iteration."""
+    columns = [replace(c, values=c.values[:-1]) if c.kind == "stacked" else c for c in loop.columns]
+    return replace(loop, count=loop.count - 1, columns=tuple(columns), numbers=loop.numbers[:-1])
+
+
 class Builder:
     def __init__(self, tape: Tape, loops: Sequence[Loop]) -> None:
         self.tape = tape
-        self.loops = loops
+        self.loops = list(loops)
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}  # value -> node of the program's graph
         self.blocks: dict[str, Recurrence] = {}
         self.finals: dict[tuple[int, int], fx.Node] = {}  # (loop, position) -> its value after the last iteration
         self.stacks: dict[tuple[int, int], fx.Node] = {}  # (loop, position) -> all its values
-        self.ranges = [
-            (tape.first[loop.start], self.value_stop(loop), self.step_values(loop)) for loop in loops
-        ]
+        self.find_uses()
+        shorter = [without_last(loop) if self.asks_last_only(k) else loop for k, loop in enumerate(self.loops)]
+        if any(a is not b for a, b in zip(shorter, self.loops)):
+            self.loops = shorter
+            self.find_uses()
+
+    def find_uses(self) -> None:
+        """Where the loops' values lie, and which of them are used after the loop."""
+        firsts = [self.tape.first[loop.start] for loop in self.loops]
+        self.ranges = [(first, self.value_stop(loop), self.step_values(loop)) for first, loop in zip(firsts, self.loops)]
         self.used_after = self.outside_uses()
+
+    def asks_last_only(self, number: int) -> bool:
+        """Whether of a loop's values only those of its last iteration are used, and one of them is no state."""
+        loop = self.loops[number]
+        carried = {column.position for column in loop.columns if column.kind == "carried"}
+        one_back = all(column.distance == 1 for column in loop.columns if column.kind == "carried")
+        uses = {p: where for (owner, p), where in self.used_after.items() if owner == number}
+        last_only = all(where == {loop.count - 1} for where in uses.values())
+        return one_back and bool(carried) and last_only and not carried.issuperset(uses) and loop.count > MIN_ITERATIONS
 
     def step_values(self, loop: Loop) -> int:
         tape = self.tape

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import fxsolve
 from fxsolve.errors import CaptureError
 from fxsolve.guards import Guards
 from fxsolve.signature import signature
@@ -367,3 +368,30 @@ def test_signature_refuses_by_name(args: tuple, kwargs: dict, name: str) -> None
     with pytest.raises(CaptureError) as error:
         signature(args, kwargs)
     assert name in str(error.value)
+
+
+class LazyTable(nn.Module):
+    """Fills a cache in its first call, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.linspace(0.0, 1.0, 8)
+        for _ in range(20):
+            x = torch.floor(x / 2 + self.table)
+        return x
+
+
+def test_a_cache_filled_by_the_first_call() -> None:
+    """The first call runs the original and says why; from the second on the program is compiled."""
+    compiled = fxsolve.compile(LazyTable(), solver=fxsolve.GaussSeidel())
+    x = torch.arange(8.0)
+    expected = LazyTable()(x)
+    assert torch.equal(compiled(x), expected)
+    assert "changes model.table" in compiled.explain()
+    for _ in range(2):
+        assert torch.equal(compiled(x), expected)
+    assert compiled.solution.fallback is None, compiled.explain()
