@@ -37,6 +37,7 @@ OWN_DIRECTORY = str(Path(__file__).parent)
 OPS_FILE = torch._ops.__file__
 
 SWEEP_AFTER = 64  # storages
+READABLE = 1 << 16  # elements of a tensor whose contents may be guarded
 
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
@@ -50,6 +51,7 @@ class Recording:
     spec: pytree.TreeSpec
     statics: tuple[Any, ...]  # the flat results; Mark.TENSOR where a tensor stands
     before: dict[int, torch.Tensor]  # leaf index -> its content before the run wrote to it
+    read_out: dict[str, torch.Tensor]  # tensors of the function, by name, out of which Python read numbers
     refusal: str | None = None
 
 
@@ -73,6 +75,7 @@ class Recorder(TorchDispatchMode):
         self.before: dict[int, torch.Tensor] = {}
         self.origins: dict[int, tuple[str, str, torch.Tensor, int]] = {}
         self.python_tensors: set[int] = set()
+        self.read_out: dict[str, torch.Tensor] = {}
         self.shared: dict[int, str] = {}  # storages of two inputs, and of which
         self.plans: dict[Any, OpPlan] = {}
         self.lines: dict[tuple[Any, int], int] = {}
@@ -337,11 +340,28 @@ class Recorder(TorchDispatchMode):
             args = (Mark.TENSOR, number)
             value = self.tape.call(prims.guard, args, truth, (self.value(tensor),), (), self._source())
             self.tape.guards.append((value, True))
-            return
-        raise CaptureError(
-            f"a value leaves torch ({type(number).__name__} of a tensor) at {self.where()}: what Python does with it "
-            f"cannot be recorded; use tensor operations (torch.where, index_select) instead"
-        )
+        elif not self._is_held(tensor):
+            raise CaptureError(
+                f"a value leaves torch ({type(number).__name__} of a tensor) at {self.where()}: what Python does with it "
+                f"cannot be recorded; use tensor operations (torch.where, index_select) instead"
+            )
+
+    def numbers_leave(self, tensor: torch.Tensor, what: str) -> None:
+        if not self._is_held(tensor):
+            self.refuse(what)
+
+    def _is_held(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor belongs to the function and is small and not written: then its contents are guarded."""
+        kind, name, root, _ = self.origins.get(tensor.untyped_storage()._cdata, ("", "", tensor, -1))
+        if kind != "attribute" or root.numel() > READABLE:
+            return False
+        self.read_out[name] = root
+        return True
+
+    def read_and_written(self) -> list[str]:
+        """The tensors that Python read numbers out of, and that the program writes."""
+        cells = {name: self.cell_of.get(root.untyped_storage()._cdata) for name, root in self.read_out.items()}
+        return [name for name, cell in cells.items() if cell is not None and self.cells[cell].written]
 
     def _asked_by_torch(self) -> bool:
         """Whether the code that makes the call which is recorded now is torch's own."""
@@ -421,6 +441,8 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         recorder.refusal = recorder.refusal or "the call draws from Python's or NumPy's random numbers; use torch's"
     if replaced := recorder.replaced():
         recorder.refusal = recorder.refusal or f"the call gives {replaced[0]} other storage (an assignment to .data)"
+    if written := recorder.read_and_written():
+        recorder.refusal = recorder.refusal or f"Python reads numbers out of {written[0]}, which the call writes"
     leaves, spec = pytree.tree_flatten(result)
     statics = tuple(Mark.TENSOR if isinstance(x, torch.Tensor) else x for x in leaves)
     results = [x for x in leaves if isinstance(x, torch.Tensor)]
@@ -431,7 +453,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             recorder.refusal = str(error)
         except Exception as error:
             recorder.refusal = f"{odd_tensor(results) or error} is returned, which cannot be recorded"
-    return Recording(recorder.tape, result, spec, statics, recorder.before, recorder.refusal)
+    return Recording(recorder.tape, result, spec, statics, recorder.before, recorder.read_out, recorder.refusal)
 
 
 def recorder_output(recorder: Recorder, tensor: torch.Tensor) -> Output:

@@ -17,7 +17,6 @@ GRADIENTS = "gradients are computed inside, by {}()"
 LEAVES = "a value leaves torch through {}()"
 
 DOORS: tuple[tuple[Any, str, str], ...] = (
-    (torch.Tensor, "tolist", LEAVES),
     (torch.Tensor, "numpy", LEAVES),
     (torch.Tensor, "__array__", LEAVES),
     (torch.Tensor, "__dlpack__", LEAVES),
@@ -39,6 +38,8 @@ MAKERS: tuple[tuple[Any, str, int], ...] = (
 class Listener(Protocol):
     def refuse(self, what: str) -> None: ...
 
+    def numbers_leave(self, tensor: torch.Tensor, what: str) -> None: ...
+
     def made_from_numbers(self, tensor: torch.Tensor) -> None: ...
 
 
@@ -46,6 +47,7 @@ class Listener(Protocol):
 def watched_doors(listener: Listener) -> Iterator[None]:
     """Stands in the way of what the dispatcher does not see, for the time of a recording."""
     wrappers = [(owner, name, door(getattr(owner, name), text.format(name), listener)) for owner, name, text in DOORS]
+    wrappers.append((torch.Tensor, "tolist", reader(torch.Tensor.tolist, LEAVES.format("tolist"), listener)))
     wrappers += [(owner, name, maker(getattr(owner, name), name, at, listener)) for owner, name, at in MAKERS]
     own = [(owner, name, vars(owner).get(name)) for owner, name, _ in wrappers]
     try:
@@ -66,6 +68,15 @@ def door(original: Callable[..., Any], text: str, listener: Listener) -> Callabl
         return original(*args, **kwargs)
 
     return leave
+
+
+def reader(original: Callable[..., Any], text: str, listener: Listener) -> Callable[..., Any]:
+    def read(tensor: torch.Tensor) -> Any:
+        listener.numbers_leave(tensor, text)
+        with torch._C._DisableTorchDispatch():
+            return original(tensor)
+
+    return read
 
 
 def maker(original: Callable[..., Any], name: str, position: int, listener: Listener) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ Around a recording:
 Later calls ask `guards.check()`: None, or a sentence naming what changed. Numbers, strings and plain containers of them
 are guarded by value, strictly (1, 1.0 and True differ, NaN equals NaN); tensors, modules, functions and other objects
 by identity, tensors by shape, strides, dtype, device and requires_grad too, arrays also by contents. Writing into a
-guarded tensor in place is no change.
+guarded tensor in place is no change, unless Python read numbers out of it (`with_contents`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxsolve.reach import Walk
-from fxsolve.watch import Watch, compile_check, is_plain
+from fxsolve.watch import CONTENTS, Watch, compile_check, digest, is_plain
 
 
 class Guards:
@@ -65,6 +65,11 @@ class Guards:
         inner = tuple([name + mark for name in dropped for mark in (".", "[", "'s ")])
         kept = [watch for watch in self._watches if watch.name not in dropped and not watch.name.startswith(inner)]
         return Guards(kept, self._tensors)
+
+    def with_contents(self, tensors: Mapping[str, torch.Tensor]) -> Guards:
+        """The guards, and the contents of some tensors, by name."""
+        more = [Watch(name, tensor, CONTENTS, digest(tensor), "contents") for name, tensor in tensors.items()]
+        return Guards((*self._watches, *more), self._tensors)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor that `fn` can reach, by path: `model.cell.weight_ih`, `closure h0`, `global W`."""

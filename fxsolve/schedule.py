@@ -84,11 +84,14 @@ class BlockRunner(torch.nn.Module):
         self.fixed: LoweredFixedPoint | None = None
         self.repeat: LoweredRepeat | None = None
         self.kept: dict[int, torch.Tensor] = {}
+        self.least: float | None = None  # seconds that eager's calls take at the least, where that is known
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
         start = time.perf_counter()
         if self.plan is None:
             self.plan = self.decide(initial, stacked, consts)
+            if self.plan.bitwise and self.forced is None:
+                self.least = self.block.length * timed(lambda: self.one_step(0, initial, stacked, consts))
             start = time.perf_counter()
         plan = self.plan
         if plan.kind == "FixedPoint" and self.kept and not self.still_proved(consts):
@@ -124,10 +127,10 @@ class BlockRunner(torch.nn.Module):
 
     def run_in_order(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
         """Gauss-Seidel with the recorded step: eager's own calls and shapes."""
-        block, step = self.block, self.in_order
+        block = self.block
         carry, outputs = list(initial), []
         for t in range(block.length):
-            out = step(*carry, *[x[t] for x in stacked], *[c[t] for c in block.table], *consts)
+            out = self.one_step(t, carry, stacked, consts)
             carry = list(out[: block.carries])
             outputs.append(out[block.carries :])
         stacks = [torch.stack(column) for column in zip(*outputs, strict=True)]
@@ -140,6 +143,10 @@ class BlockRunner(torch.nn.Module):
             "certificate": "in order",
         }
         return (*carry, *stacks), figures
+
+    def one_step(self, t: int, carry: Tensors, stacked: Tensors, consts: Tensors) -> Sequence[torch.Tensor]:
+        """(new carries.., outputs..) of step t: the calls that were recorded, at their own shapes."""
+        return self.in_order(*carry, *[x[t] for x in stacked], *[c[t] for c in self.block.table], *consts)
 
     # -- deciding ---------------------------------------------------------------------------------
 

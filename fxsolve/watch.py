@@ -77,7 +77,7 @@ class Watch:
             verb, names = ("gained", gained) if gained else ("lost", lost)
             return f"{self.name} {verb} {', '.join(sorted(map(str, names)))}"
         if self.kind == "contents":
-            return f"the contents of array {self.name} changed"
+            return f"the contents of {self.name} changed"
         if self.kind == "metadata":
             return f"{self.name} was {describe_metadata(self.expected)}, is {describe_metadata(now)}"
         before, after = describe(self.expected), describe(now)
@@ -151,8 +151,10 @@ def differs(now: Any, before: Any) -> bool:
     return bool(now != before)
 
 
-def digest(array: np.ndarray) -> tuple[Any, ...]:
-    """Shape, type and a hash of the contents of an array."""
+def digest(array: np.ndarray | torch.Tensor) -> tuple[Any, ...]:
+    """Shape, type and a hash of the contents of an array or tensor."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return array.shape, array.dtype.str, hash(array.tobytes())
 
 

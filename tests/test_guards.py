@@ -258,7 +258,7 @@ def test_arrays_are_guarded_by_contents() -> None:
     guards = Guards.collect(lambda x: x + torch.from_numpy(table))
     assert guards.check() is None
     table[2] = 7.0
-    assert guards.check() == "the contents of array closure table changed"
+    assert guards.check() == "the contents of closure table changed"
 
 
 def test_objects_among_the_arguments() -> None:
@@ -395,3 +395,53 @@ def test_a_cache_filled_by_the_first_call() -> None:
     for _ in range(2):
         assert torch.equal(compiled(x), expected)
     assert compiled.solution.fallback is None, compiled.explain()
+
+
+class Ordered(nn.Module):
+    """Goes through its own buffer of indices, as numbers that leave torch."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("order", torch.tensor([4, 2, 7, 0, 5, 3, 6, 1]))
+        self.register_buffer("mask", torch.ones(8, 8))
+        self.place()
+
+    def place(self) -> None:
+        rank = torch.argsort(self.order)
+        self.mask.copy_((rank[:, None] > rank).float() * torch.linspace(-0.5, 0.5, 8))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        x = torch.zeros_like(noise)
+        if self.how == "tolist":
+            order = self.order.tolist()
+        else:
+            order = self.order if self.how == "iterate" else [self.order[i].item() for i in range(8)]
+        for i in order:
+            x[:, i] = (x @ self.mask.t())[:, i] + noise[:, i]
+        return x
+
+
+@pytest.mark.parametrize("how", ["tolist", "item", "iterate"])
+def test_numbers_read_out_of_a_buffer(how: str) -> None:
+    """They are guarded by contents: another order is another program."""
+    model = Ordered(how)
+    compiled = fxsolve.compile(model, fallback=False, solver=fxsolve.Jacobi())
+    noise = torch.randn(3, 8)
+    for _ in range(2):
+        for _ in range(2):
+            assert torch.equal(compiled(noise), model(noise))
+        assert [b.kind for b in compiled.solution.blocks] == ["FixedPoint"]
+        model.order.copy_(model.order.flip(0))
+        model.place()
+
+
+def test_numbers_read_out_of_what_the_call_writes() -> None:
+    count = torch.zeros(2)
+
+    def program(x: Tensor) -> Tensor:
+        count.add_(1)
+        return x * count.tolist()[0]
+
+    with pytest.raises(CaptureError, match="count"):
+        fxsolve.compile(program, fallback=False)(torch.ones(2))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from examples.made.model import MADE
+
 
 class Attention(nn.Module):
     """Causal self-attention with several heads."""
@@ -145,4 +147,30 @@ class PixelCNN(nn.Module):
             for j in range(self.side):
                 probabilities = torch.softmax(self(x, label)[:, :, i, j], -1)
                 x[:, 0, i, j] = torch.multinomial(probabilities, 1)[:, 0] / (self.levels - 1)
+        return x
+
+
+class PermutedMADE(MADE):
+    """A MADE that goes through the pixels in a random order."""
+
+    order: Tensor
+    places: Tensor
+
+    def __init__(self, pixels: int, hidden: tuple[int, ...]) -> None:
+        super().__init__(pixels, hidden)
+        order = torch.randperm(pixels)
+        self.register_buffer("order", order)
+        self.register_buffer("places", torch.argsort(order))
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc, log_scale = super().forward(x[:, self.order]).chunk(2, -1)
+        return torch.cat([loc[:, self.places], log_scale[:, self.places]], -1)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        x = torch.zeros(n, self.pixels, device=self.order.device)
+        for i in self.order.tolist():
+            loc, log_scale = self(x).chunk(2, -1)
+            u = torch.rand(n, device=x.device)
+            x[:, i] = loc[:, i] + log_scale[:, i].exp() * (torch.log(u) - torch.log1p(-u))
         return x
