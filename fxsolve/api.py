@@ -29,6 +29,7 @@ from fxsolve.ir import Program, Recurrence, to_text
 from fxsolve.passes.build import build
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
+from fxsolve.passes.growth import growth
 from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import roll
@@ -216,11 +217,14 @@ class Compiler:
         if refusal is not None:
             return self.keep_original(entry, refusal, recording.result, start)
         after = generator_states(flat)
+        grown = growth(recording.tape)
         try:
             program = lower_to_program(recording, clock)
             executable = self.scheduled(program)
             entry.timings = timings
             if not executable.runners:
+                if grown is not None:
+                    return self.keep_original(entry, grown, recording.result, start)
                 entry.choice = "the original runs: it has no sequential part that repeats"
                 return self.finished(recording.result, entry, start)
             leaves = trial_inputs(executable, recording, flat)
@@ -233,6 +237,8 @@ class Compiler:
                 self.compare(executable, values, tensors_of(recording.result))
             self.choose(entry, executable, leaves, args, kwargs, before, recording)
             clock("time")
+            if entry.executable is None and grown is not None:
+                return self.keep_original(entry, grown, recording.result, start)
         except Exception as error:  # whatever goes wrong here, the user's call has its result
             if isinstance(error, ScheduleError) or (isinstance(error, FxsolveError) and not self.options.fallback):
                 raise
@@ -282,7 +288,7 @@ class Compiler:
         for runner in runners:
             if runner.plan is not None:
                 self.plans.setdefault(structure(runner.block), runner.plan)
-        reasons = "; ".join(r.plan.reason for r in runners if r.plan is not None)
+        reasons = "; ".join(dict.fromkeys(r.plan.reason for r in runners if r.plan is not None))
         if not self.options.solvers:
             if in_order(executable):
                 entry.executable = None

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.utils.dlpack as dlpack
 
+from fxsolve.stand_ins import STAND_INS
+
 GRADIENTS = "gradients are computed inside, by {}()"
 LEAVES = "a value leaves torch through {}()"
 
@@ -48,6 +50,7 @@ def watched_doors(listener: Listener) -> Iterator[None]:
     """Stands in the way of what the dispatcher does not see, for the time of a recording."""
     wrappers = [(owner, name, door(getattr(owner, name), text.format(name), listener)) for owner, name, text in DOORS]
     wrappers.append((torch.Tensor, "tolist", reader(torch.Tensor.tolist, LEAVES.format("tolist"), listener)))
+    wrappers += [(owner, name, stand_in(getattr(owner, name), other)) for owner, name, other in STAND_INS]
     wrappers += [(owner, name, maker(getattr(owner, name), name, at, listener)) for owner, name, at in MAKERS]
     own = [(owner, name, vars(owner).get(name)) for owner, name, _ in wrappers]
     try:
@@ -77,6 +80,16 @@ def reader(original: Callable[..., Any], text: str, listener: Listener) -> Calla
             return original(tensor)
 
     return read
+
+
+def stand_in(original: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._DisableTorchDispatch():
+            original(*args, **kwargs)
+        made = other(*args, **kwargs)
+        return original(*args, **kwargs) if made is None else made
+
+    return call
 
 
 def maker(original: Callable[..., Any], name: str, position: int, listener: Listener) -> Callable[..., Any]:

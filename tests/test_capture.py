@@ -295,3 +295,17 @@ def test_time_and_size_do_not_grow_per_step(capsys: pytest.CaptureFixture[str]) 
         nodes.append(len(program.graph.nodes))
         assert [block.length for block in program.blocks.values()] == [steps]
     assert nodes[0] == nodes[1]
+
+
+def test_one_hot_is_recorded_without_a_look_at_values() -> None:
+    """Eager checks the values before it computes; its complaint about bad ones comes as ever."""
+
+    def program(x: Tensor, classes: int) -> Tensor:
+        return torch.nn.functional.one_hot(x.argmax(1), classes) * 2
+
+    recording = record(program, (torch.eye(4), 5), {}, {})
+    assert recording.refusal is None
+    assert torch.equal(recording.result, program(torch.eye(4), 5))
+    with pytest.raises(RuntimeError, match="smaller than num_classes"):
+        record(program, (torch.eye(4), 3), {}, {})
+    assert "leaves torch" in str(record(program, (torch.eye(4), -1), {}, {}).refusal)
