@@ -33,7 +33,7 @@ Pick = Mapping[int, Column]  # dimension -> where the step picks in it
 
 ELEMENTWISE = (aten._to_copy.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.zeros_like.default)
 # op -> position of the dimension(s), whether those go unless keepdim (at the next position) says otherwise
-REDUCTIONS = {
+REDUCTIONS: dict[Any, bool] = {
     aten.sum.dim_IntList: True, aten.mean.dim: True, aten.amax.default: True, aten.amin.default: True,
     aten.argmax.default: True, aten.argmin.default: True, aten.logsumexp.default: True, aten.max.dim: True,
     aten.min.dim: True, aten._softmax.default: False, aten._log_softmax.default: False, aten.cumsum.default: False,
@@ -58,22 +58,31 @@ class Sinker:
         self.stateful = depending_on(step, placeholders(step, CARRY))
         self.indices = placeholders(step, INDEX)
         self.picks: dict[fx.Node, Pick] = {}
+        computed: set[fx.Node] = set()  # from the state and by the step, by more than moving elements
         for node in step.nodes:
+            mixed = node in self.varying and node in self.stateful
+            if mixed and (node.target not in MOVES or any(n in computed for n in node.all_input_nodes)):
+                computed.add(node)
             pick = self.pick_of(node)
-            if pick and node.args[0] in self.varying and node.args[0] in self.stateful:
+            if pick and node.args[0] in computed:
                 self.picks[node] = pick
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.columns: dict[Column, fx.Node] = {}
+        self.advanced: set[fx.Node] = set()  # new nodes whose pick moved up past an op that computes
         self.sunk: dict[tuple[fx.Node, tuple[tuple[int, Column], ...]], fx.Node] = {}
 
     def pick_of(self, node: fx.Node) -> Pick | None:
-        """Which dimensions of its operand a read picks by index constants, and keeps the others whole."""
+        """Which dimensions of its operand a select or read picks by index constants, keeping the others whole."""
+        if node.target is aten.select.int and node.args[2] in self.indices:
+            x, dim, index = node.args
+            return {int(dim) % len(shape_of(x)): self.column(index)}  # type: ignore[call-overload]
         if node.target is not prims.read or not isinstance(node.args[3], fx.Node) or node.args[3] not in self.indices:
             return None
         base, shape, stride, offset = node.args
         kind: TensorType = base.meta["type"]  # type: ignore[union-attr]
-        kept, picked = list(zip(shape, stride, strict=True)), []  # type: ignore[arg-type]
+        kept: list[Any] = list(zip(shape, stride, strict=True))  # type: ignore[arg-type]
+        picked: list[int] = []
         for dim, (size, step) in enumerate(zip(kind.shape, kind.stride, strict=True)):
             if kept and kept[0][0] == size and (size == 1 or kept[0][1] == step):
                 kept.pop(0)
@@ -81,7 +90,7 @@ class Sinker:
                 picked.append(dim)
         if kept:
             return None
-        rest = list(self.block.table[self.indices.index(offset)])  # type: ignore[arg-type]
+        rest = list(self.column(offset))
         places: dict[int, Column] = {}
         for dim in sorted(picked, key=lambda d: -kind.stride[d]):
             size, step = kind.shape[dim], kind.stride[dim]
@@ -90,6 +99,9 @@ class Sinker:
             if max(places[dim]) >= size:
                 return None
         return None if any(rest) else places
+
+    def column(self, index: Any) -> Column:
+        return self.block.table[self.indices.index(index)]
 
     def run(self) -> Recurrence | None:
         step, graph = self.block.step, self.graph
@@ -105,13 +117,11 @@ class Sinker:
             if node.op != "call_function":
                 continue
             if node in self.picks:
-                try:
-                    whole = self.picked(node.args[0], self.picks[node])  # type: ignore[arg-type]
+                whole = self.picked(node.args[0], self.picks[node])  # type: ignore[arg-type]
+                if whole in self.advanced:
                     self.env[node] = self.call(aten.squeeze.dims, (whole, sorted(self.picks[node])), node)
                     moved = True
                     continue
-                except Stuck:
-                    pass
             self.env[node] = graph.node_copy(node, lambda n: self.env[n])
         graph.output(tuple(self.env[n] for n in results(step)))
         graph.erase_node(last)
@@ -137,11 +147,12 @@ class Sinker:
             rule = RULES.get(node.target) or (elementwise if is_elementwise(node) else None)
             if rule is not None:
                 try:
-                    return rule(self, node, pick)
+                    made = rule(self, node, pick)
+                    if node.target not in MOVES or any(n in self.advanced for n in made.all_input_nodes):
+                        self.advanced.add(made)
+                    return made
                 except Stuck:
                     pass
-        if isinstance(node.meta["type"], tuple):
-            raise Stuck
         return self.taken(node, pick)
 
     def taken(self, node: fx.Node, pick: Pick) -> fx.Node:
@@ -199,6 +210,11 @@ def is_elementwise(node: fx.Node) -> bool:
     return node.target in ELEMENTWISE or (torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags)
 
 
+MOVES = frozenset(
+    (aten.select.int, aten.unsqueeze.default, aten.squeeze.dims, aten.slice.Tensor, aten.permute.default)
+    + (aten.view.default, aten.reshape.default, aten.expand.default, aten.detach.default, prims.read)
+)
+
 # -- rules: the node where it is picked ---------------------------------------------------------------
 
 Rule = Callable[[Sinker, fx.Node, Pick], fx.Node]
@@ -254,15 +270,15 @@ def slice_(sinker: Sinker, node: fx.Node, pick: Pick) -> fx.Node:
 def select(sinker: Sinker, node: fx.Node, pick: Pick) -> fx.Node:
     x, dim, index = node.args
     at = int(dim) % len(shape_of(x))  # type: ignore[call-overload]
+    inner = {d + (d >= at): c for d, c in pick.items()}
     if isinstance(index, fx.Node):
-        raise Stuck
-    inner = sinker.picked(x, {d + (d >= at): c for d, c in pick.items()})  # type: ignore[arg-type]
-    return sinker.call(node.target, (inner, dim, index), node)
+        inner[at], index = sinker.column(index), 0
+    return sinker.call(node.target, (sinker.picked(x, inner), dim, index), node)  # type: ignore[arg-type]
 
 
 def reduction(sinker: Sinker, node: fx.Node, pick: Pick) -> fx.Node:
     """Reductions and other work along dimensions that are not picked."""
-    x = node.args[0]
+    x: Any = node.args[0]
     rank = len(shape_of(x))
     position = 2 if node.target is aten.topk.default else 1
     given: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
@@ -274,7 +290,7 @@ def reduction(sinker: Sinker, node: fx.Node, pick: Pick) -> fx.Node:
     inner = {left[d]: c for d, c in pick.items()}
     if any(d in inner for d in dims):
         raise Stuck
-    return sinker.call(node.target, (sinker.picked(x, inner), *node.args[1:]), node, node.kwargs)  # type: ignore[arg-type]
+    return sinker.call(node.target, (sinker.picked(x, inner), *node.args[1:]), node, node.kwargs)
 
 
 def view(sinker: Sinker, node: fx.Node, pick: Pick) -> fx.Node:
@@ -312,10 +328,11 @@ def cat(sinker: Sinker, node: fx.Node, pick: Pick) -> fx.Node:
 
 def item(sinker: Sinker, node: fx.Node, pick: Pick) -> fx.Node:
     """One result of several: the call that makes them is picked."""
-    whole, number = node.args
-    made = RULES[whole.target](sinker, whole, pick) if whole.target in RULES else None  # type: ignore[union-attr]
-    if made is None:
+    whole: Any = node.args[0]
+    number: Any = node.args[1]
+    if whole.target not in RULES:
         raise Stuck
+    made = RULES[whole.target](sinker, whole, pick)
     return sinker.typed(operator.getitem, (made, number), {}, made.meta["type"][number], node)
 
 
