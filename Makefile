@@ -1,5 +1,5 @@
-# make demo   both examples in full size
-# make test   lint, types, tests, and both examples in small
+# make demo   the examples in full size (but for examples/samplers, which trains for eight minutes first)
+# make test   lint, types, tests, and all examples in small
 # make bench  every benchmark on DEVICE (cpu or cuda); ARGS is passed on, e.g. ARGS="--only made"
 # make lint   ruff and pyright
 #
@@ -24,11 +24,16 @@ endif
 demo: $(STAMP)
 	$(PY) -m examples.rnn.run
 	$(PY) -m examples.made.run
+	$(PY) -m examples.flows.run
+	$(PY) -m examples.pixelcnnpp.run
 
 test: lint
 	$(PY) -m pytest
 	$(PY) -m examples.rnn.run --small
 	$(PY) -m examples.made.run --small
+	$(PY) -m examples.flows.run --small
+	$(PY) -m examples.samplers.run --small
+	$(PY) -m examples.pixelcnnpp.run --small
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.run --device $(DEVICE) $(ARGS)

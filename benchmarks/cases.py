@@ -12,16 +12,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from examples.flows import models as flow_models
 from examples.made.train import trained
+from examples.pixelcnnpp import weights as pixelcnnpp_weights
 from examples.rnn.models import LinearGRUCell, LinearLSTMCell, LinearRNNCell, Loop, LSTMLoop
+from examples.samplers import train as samplers_train
 
 
 @dataclass(frozen=True)
 class Subject:
     """A program ready to run: `program(*arguments)`.
 
-    `other` are arguments of another size; `alternative` does the same work in the fastest way torch has for it;
-    `reset(seed)` gives a recurrence new weights in place and returns new arguments; None for samplers.
+    `other` are arguments of another size (() to leave that out); `alternative` does the same work in the fastest way torch
+    has for it; `reset(seed)` gives a recurrence new weights in place and returns new arguments; None for samplers, of which
+    `network` is the module that a user would hand to torch.compile.
     """
 
     program: Callable
@@ -29,6 +33,7 @@ class Subject:
     other: tuple
     alternative: tuple[str, Callable] | None = None
     reset: Callable[[int], tuple] | None = None
+    network: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,30 @@ def recurrence(build: Callable[[int], nn.Module], fused: type | None, batch: int
 def made(batch: int, small: bool) -> Subject:
     """The sampler of examples/made with its trained weights."""
     model, _ = trained(small)
-    return Subject(model.sample, (batch,), (2 * batch,))
+    return Subject(model.sample, (batch,), (2 * batch,), network=model)
+
+
+def pixelcnnpp(kind: str, method: str, batch: int, small: bool) -> Subject:
+    """The samplers of examples/pixelcnnpp with their trained weights."""
+    model = pixelcnnpp_weights.trained(kind).to(torch.get_default_device())
+    if small:
+        model.side = 8
+    return Subject(getattr(model, method), (batch,), (), network=model)
+
+
+def sampler(name: str, method: str, arguments: tuple, small: bool) -> Subject:
+    """The samplers of examples/samplers, trained."""
+    model = samplers_train.trained(name, small)
+    given = tuple(torch.arange(a.stop) if isinstance(a, range) else a for a in arguments)
+    return Subject(getattr(model, method), given, (), network=model)
+
+
+def flow(package: str, batch: int, small: bool) -> Subject:
+    """Sampling from zuko's flow, inverting normflows', both as they come."""
+    model = flow_models.trained(package, small)
+    if package == "zuko":
+        return Subject(model().sample, ((batch,),), ())
+    return Subject(model.inverse, (torch.randn(batch, flow_models.PIXELS),), ())
 
 
 def module(kind: type) -> Callable[[int], nn.Module]:
@@ -81,6 +109,17 @@ LOOPS: dict[str, tuple[Callable[[int], nn.Module], type]] = {
 }
 
 
+SAMPLERS: tuple[tuple[str, str, tuple], ...] = (
+    ("transformer", "sample", (1,)),
+    ("transformer", "generate", (1,)),
+    ("WaveNet", "sample", (4,)),
+    ("PixelCNN", "sample", (range(10),)),
+    ("permuted MADE", "sample", (16,)),
+)
+PIXELCNNPP = [("digits", output, batch) for batch in (1, 4, 16) for output in ("continuous", "8-bit")]
+PIXELCNNPP += [("patches", output, 4) for output in ("continuous", "8-bit")]
+
+
 def cases(small: bool) -> list[Case]:
     """Every case, by name."""
     found = []
@@ -95,4 +134,13 @@ def cases(small: bool) -> list[Case]:
         make = partial(recurrence, build, fused, 1, small, gain)
         found.append(Case(f"loop nn.RNNCell that does not contract, gain {gain}", make))
     found += [Case(f"MADE sampler, batch {batch}", partial(made, batch, small)) for batch in (1, 16, 100)]
+    for package, what in (("zuko", "sampling"), ("normflows", "inversion")):
+        found += [Case(f"{package} MAF, {what}, batch {n}", partial(flow, package, n, small)) for n in (1, 16, 256)]
+    for name, method, arguments in SAMPLERS:
+        grows = ", a text that grows" if method == "generate" else ""
+        found.append(Case(f"{name} sampler{grows}", partial(sampler, name, method, arguments, small)))
+    for kind, output, batch in PIXELCNNPP:
+        method = "sample_8bit" if output == "8-bit" else "sample"
+        make = partial(pixelcnnpp, kind, method, batch, small)
+        found.append(Case(f"PixelCNN++ sampler, {kind}, {output}, batch {batch}", make))
     return found

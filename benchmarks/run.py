@@ -15,6 +15,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def measure(case: Case, device: str, budget: float) -> dict:
     """Everything about one case; `budget` bounds the seconds spent in the interleaved rounds."""
     subject = case.make()
     arguments = subject.arguments
+    start = time.perf_counter()
     expected = seeded(subject.program, arguments)
+    warm = time.perf_counter() - start  # slow cases are warm by now
     fast = fxsolve.compile(subject.program)
     result: dict = {"date": datetime.date.today().isoformat()}
     result["first_call"] = once(lambda: fast(*arguments), device)
@@ -95,8 +98,9 @@ def measure(case: Case, device: str, budget: float) -> dict:
         name, alternative = subject.alternative
         result["alternative"] = name
         variants["alternative"] = lambda: alternative(*arguments)
-    warm = sum(once(run, device) for run in variants.values())
-    rounds = max(5, min(50, int(budget / warm)))
+    if warm < budget:
+        warm = sum(once(run, device) for run in variants.values())
+    rounds = max(2 if warm > budget else 5, min(50, int(budget / warm)))
     seconds = interleaved(variants, rounds, device)
     result["seconds"] = {name: summary(values) for name, values in seconds.items()}
     for name in variants.keys() - {"fxsolve"}:
@@ -104,10 +108,11 @@ def measure(case: Case, device: str, budget: float) -> dict:
         result[f"over_{name}"] = summary(ratios)
     result["solution"] = solved(fast.solution)
 
-    result["other_size"] = {
-        "eager": once(lambda: subject.program(*subject.other), device),
-        "first_call": once(lambda: fast(*subject.other), device),
-    }
+    if subject.other:
+        result["other_size"] = {
+            "eager": once(lambda: subject.program(*subject.other), device),
+            "first_call": once(lambda: fast(*subject.other), device),
+        }
     if subject.reset:
         result["rms_error"] = errors(subject, fast)
     return result

@@ -51,7 +51,7 @@ def line(name: str, result: dict) -> tuple[str, ...]:
     over, eager = result["over_eager"], result["seconds"]["eager"]
     blocks, fallback = result["solution"]["blocks"], result["solution"]["fallback"]
     errors = result.get("rms_error")
-    other = result["other_size"]
+    other = result.get("other_size")
     return (
         name,
         milliseconds(eager),
@@ -62,7 +62,7 @@ def line(name: str, result: dict) -> tuple[str, ...]:
         grouped(block["equations"] for block in blocks),
         fallback or grouped(f"{b['sweeps']} {b['solver']}" for b in blocks),
         f"{result['first_call']:.2f} ({eager['median']:.2f})",
-        f"{other['first_call']:.2f} ({other['eager']:.2f})",
+        f"{other['first_call']:.2f} ({other['eager']:.2f})" if other else "",
         "same bits" if result["equal_bits"] else f"{result['max_difference']:.1e}",
         f"{errors['eager']:.2e} / {errors['fxsolve']:.2e}" if errors else "",
     )

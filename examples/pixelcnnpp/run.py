@@ -68,7 +68,7 @@ def picture(images: dict[str, Tensor], on_the_way: dict[int, Tensor], path: Path
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """(trained on, output, batch)."""
-    for batch in (1,) if options.small else (1, 4, 16) if options.full else (1, 4):
+    for batch in (1, 4, 16) if options.full else (1,):
         for output in ("continuous", "8-bit"):
             yield "digits", output, batch
     if options.full:
