@@ -1,0 +1,457 @@
+"""The pipeline of one callable: a cache of compiled programs, and how the first call of each kind fills it.
+
+`Compiler.first_call` reads as the table of contents.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import CellType
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxsolve.bits import same_bits
+from fxsolve.capture import Recording, record, recording
+from fxsolve.codegen import Executable
+from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
+from fxsolve.explain import explain
+from fxsolve.guards import Guards
+from fxsolve.ir import Program, Recurrence, to_text
+from fxsolve.passes.build import build
+from fxsolve.passes.clean import clean
+from fxsolve.passes.functionalize import functionalize
+from fxsolve.passes.growth import growth
+from fxsolve.passes.hoist_invariants import hoist_invariants
+from fxsolve.passes.hoist_noise import hoist_noise
+from fxsolve.passes.roll import roll
+from fxsolve.passes.settle import settle
+from fxsolve.passes.slots import outputs_from_buffers
+from fxsolve.progress import progress
+from fxsolve.schedule import PAYS, BlockRunner, Plan
+from fxsolve.signature import signature
+from fxsolve.solution import NotSolved, Solution
+from fxsolve.solvers import Solver
+from fxsolve.tape import Mark
+
+TRIALS = 5
+TRIAL_SECONDS = 0.5
+GIVE_UP_AFTER = 2  # failed calls in a row before a plan is dropped
+
+
+@dataclass(frozen=True)
+class Options:
+    solvers: Mapping[str, Solver]
+    exactness: str
+    verify: str
+    fallback: bool
+
+
+@dataclass
+class Entry:
+    """What is known for one signature: an executable, or why the original runs."""
+
+    guards: Guards
+    executable: Executable | None
+    choice: str
+    spec: Any = None
+    statics: tuple[Any, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    refusal: str | None = None  # why it was not compiled
+    failures: int = 0
+    rejected: Executable | None = None  # compiled, but the original is kept: for explain
+
+
+class Compiler:
+    """The cache of compiled programs of one callable, and the pipeline that fills it."""
+
+    def __init__(self, fn: Callable[..., Any], options: Options) -> None:
+        self.fn, self.options = fn, options
+        self.entries: dict[Hashable, Entry] = {}
+        self.plans: dict[str, Plan] = {}
+        self.warned: set[str] = set()
+        self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
+        self.solution: Solution | None = None
+        self.last: Entry | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        if recording():
+            return self.fn(*args, **kwargs)  # inside another compiled callable's first call: part of that program
+        try:
+            key = signature(args, kwargs)
+        except CaptureError as error:
+            return self.original(str(error), args, kwargs)
+        entry = self.entries.get(key)
+        if entry is not None:
+            if entry.guards.check() is None:
+                self.last = entry
+                return self.later_call(entry, args, kwargs, start)
+            del self.entries[key]
+        with progress("first call of this kind: recording, compiling, choosing"):
+            return self.first_call(key, args, kwargs, start)
+
+    # -- later calls ------------------------------------------------------------------------------
+
+    def later_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        executable = entry.executable
+        if executable is None:
+            if entry.refusal is not None and not self.options.fallback:
+                raise CaptureError(entry.refusal)
+            result = self.fn(*args, **kwargs)
+            self.solution = Solution((), time.perf_counter() - start, entry.choice)
+            return result
+        flat = args if not kwargs and all(isinstance(a, torch.Tensor) for a in args) else pytree.tree_leaves((args, kwargs))
+        states = generator_states(flat)
+        leaves = executable.inputs(flat)
+        try:
+            values = executable.values(leaves)
+        except Exception as error:  # not solved, or an error that the original raises in its own words
+            set_generator_states(states)
+            return self.instead(entry, str(error), args, kwargs, start)
+        entry.failures = 0
+        if self.options.verify == "always":
+            after = generator_states(flat)
+            set_generator_states(states)
+            eager = self.fn(*copied((args, kwargs))[0], **kwargs)
+            self.compare(executable, values, tensors_of(eager))
+            set_generator_states(after)
+        results = executable.finish(values, leaves)
+        blocks = tuple(r.solution for r in executable.runners.values() if r.solution is not None)
+        self.solution = Solution(blocks, time.perf_counter() - start)
+        if entry.spec is None:
+            return results[0]
+        return rebuilt(results, entry)
+
+    def instead(self, entry: Entry, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        """Runs the original for this call; after a few such calls in a row, for good."""
+        entry.failures += 1
+        result = self.fn(*args, **kwargs)
+        if entry.failures >= GIVE_UP_AFTER:
+            entry.rejected, entry.executable = entry.executable, None
+            entry.choice = f"the original runs: {entry.failures} calls in a row were not solved in parallel: {reason}"
+            if self.options.fallback:
+                self.warn(reason)
+        self.solution = Solution((), time.perf_counter() - start, reason)
+        return result
+
+    # -- the first call: the pipeline -------------------------------------------------------------
+
+    def first_call(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        timings: dict[str, float] = {}
+        clock = Clock(timings)
+        flat = pytree.tree_leaves((args, kwargs))
+        guards = Guards.collect(self.fn, args, kwargs)
+        before = generator_states(flat)
+        recording = record(self.fn, args, kwargs, guards.tensors())
+        clock("record")
+        changed = guards.changes()
+        if changed:
+            guards = Guards.collect(self.fn, args, kwargs).without(changed)
+        guards = guards.with_contents(recording.read_out)
+        effects = side_effects(changed, self.fn)
+        if changed and effects is not None and recording.refusal is None and key not in self.unsettled:
+            self.unsettled.add(key)
+            self.last = Entry(guards, None, f"the original ran: {effects}; the next call tells whether that was once only")
+            return self.finished(recording.result, self.last, start)
+        refusal = recording.refusal or effects
+        if refusal is None and any(t.requires_grad for t in tensors_of(recording.result)):
+            refusal = (
+                "the result requires gradients, which compiled programs do not compute yet; "
+                "call it under torch.no_grad() if they are not needed"
+            )
+        entry = Entry(guards, None, "")
+        self.entries[key] = self.last = entry
+        if refusal is not None:
+            return self.keep_original(entry, refusal, recording.result, start)
+        after = generator_states(flat)
+        grown = growth(recording.tape)
+        try:
+            program = lower_to_program(recording, clock)
+            executable = self.scheduled(program)
+            entry.timings = timings
+            if not executable.runners:
+                if grown is not None:
+                    return self.keep_original(entry, grown, recording.result, start)
+                entry.choice = "the original runs: it has no sequential part that repeats"
+                return self.finished(recording.result, entry, start)
+            leaves = trial_inputs(executable, recording, flat)
+            set_generator_states(before)
+            values = executable.values(leaves)
+            clock("decide")
+            self.same_generators(after)
+            executable.settle_outputs(values, leaves, tensors_of(recording.result))
+            if self.options.verify != "never" and not in_order(executable):
+                self.compare(executable, values, tensors_of(recording.result))
+            self.choose(entry, executable, leaves, args, kwargs, before, recording)
+            clock("time")
+            if entry.executable is None and grown is not None:
+                return self.keep_original(entry, grown, recording.result, start)
+        except Exception as error:  # whatever goes wrong here, the user's call has its result
+            if isinstance(error, ScheduleError) or (isinstance(error, FxsolveError) and not self.options.fallback):
+                raise
+            known = isinstance(error, (NotSolved, FxsolveError))
+            reason = str(error) if known else f"internal error, please report it: {type(error).__name__}: {error}"
+            entry.executable = None
+            return self.keep_original(entry, reason, recording.result, start)
+        finally:
+            set_generator_states(after)
+        entry.spec = None if recording.spec == LEAF_SPEC else recording.spec
+        entry.statics = recording.statics
+        return self.finished(recording.result, entry, start)
+
+    def finished(self, result: Any, entry: Entry, start: float) -> Any:
+        runners = entry.executable.runners.values() if entry.executable is not None else ()
+        blocks = tuple(r.solution for r in runners if r.solution is not None)
+        why = entry.choice if entry.executable is None else None
+        self.solution = Solution(blocks, time.perf_counter() - start, why)
+        return result
+
+    def scheduled(self, program: Program) -> Executable:
+        """An executable whose blocks decide on their solver when they first run."""
+        runners = {}
+        unknown = set(self.options.solvers) - {"*"} - set(program.blocks)
+        if unknown:
+            raise ScheduleError(f"solver names unknown blocks {sorted(unknown)}; there are {sorted(program.blocks)}")
+        for name, block in program.blocks.items():
+            assert isinstance(block, Recurrence)  # the scheduler finds out which of them are fixed points
+            forced = self.options.solvers.get(name, self.options.solvers.get("*"))
+            known = self.plans.get(structure(block))
+            runners[name] = BlockRunner(block, forced, self.options.exactness, known)
+        return Executable(program, runners)
+
+    def choose(
+        self,
+        entry: Entry,
+        executable: Executable,
+        leaves: list[torch.Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: Any,
+        recording: Recording,
+    ) -> None:
+        """Keeps the compiled program if it is forced or quicker than the original on these inputs."""
+        runners = executable.runners.values()
+        reused = all(r.known is not None for r in runners)
+        for runner in runners:
+            if runner.plan is not None:
+                self.plans.setdefault(structure(runner.block), runner.plan)
+        reasons = "; ".join(dict.fromkeys(r.plan.reason for r in runners if r.plan is not None))
+        if not self.options.solvers:
+            if in_order(executable):
+                entry.executable = None
+                entry.rejected = executable
+                entry.choice = f"the original runs, in order: {reasons}"
+                return
+            if (least := quick_enough(executable)) is not None:
+                entry.timings |= {"original, at the least": least}
+            elif not reused:
+                theirs = ours = float("inf")
+                deadline = time.perf_counter() + TRIAL_SECONDS
+                for _ in range(TRIALS):  # interleaved: what else the machine does should hit both
+                    again, named = copied_from(args, kwargs, recording)
+                    set_generator_states(before)
+                    theirs = min(theirs, seconds_of(lambda: self.fn(*again, **named)))  # noqa: B023
+                    set_generator_states(before)
+                    ours = min(ours, seconds_of(lambda: executable.values(leaves)))
+                    if time.perf_counter() > deadline:
+                        break
+                entry.timings |= {"original": theirs, "compiled": ours}
+                if ours > PAYS * theirs:
+                    entry.rejected = executable
+                    entry.choice = f"the original runs: it takes {theirs:.4f} s, the compiled program {ours:.4f} s"
+                    return
+        entry.executable = executable
+        entry.choice = "compiled"
+
+    # -- what can go wrong ------------------------------------------------------------------------
+
+    def same_generators(self, expected: Any) -> None:
+        now = [g.get_state() for g, _ in expected]
+        if not all(torch.equal(a, b) for a, (_, b) in zip(now, expected, strict=True)):
+            raise VerificationError("the compiled program leaves a random generator in another state than the original")
+
+    def compare(self, executable: Executable, values: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]) -> None:
+        """Eager's results against ours: by bits where only bitwise blocks were solved, else to rounding."""
+        plans = [r.plan for r in executable.runners.values()]
+        exact = self.options.exactness != "rounding" and all(p is None or p.bitwise for p in plans)
+        for number, (ours, theirs, out) in enumerate(zip(values, eager, executable.program.outputs, strict=False)):
+            if out.leaf >= 0 and out.leaf in executable.program.mutated:
+                continue
+            problem = difference(ours, theirs, exact)
+            if problem is not None:
+                blocks = ", ".join(f"{r.block.name} ({r.block.source})" for r in executable.runners.values())
+                raise VerificationError(f"result {number} differs from the original's: {problem}; blocks: {blocks}")
+
+    def keep_original(self, entry: Entry, reason: str, result: Any, start: float) -> Any:
+        entry.choice = f"the original runs: {reason}"
+        entry.refusal = reason
+        self.warn(reason)
+        return self.finished(result, entry, start)
+
+    def original(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.warn(reason)
+        return self.fn(*args, **kwargs)
+
+    def warn(self, reason: str) -> None:
+        if not self.options.fallback:
+            raise CaptureError(reason)
+        if reason not in self.warned:
+            self.warned.add(reason)
+            warnings.warn(f"fxsolve runs the original: {reason}", FallbackWarning, stacklevel=6)
+
+    def explanation(self) -> str:
+        if self.last is None:
+            return "not called yet: the plan is made at the first call"
+        executable = self.last.executable or self.last.rejected
+        return explain(executable, self.last.choice, self.last.timings)
+
+
+def lower_to_program(recording: Recording, clock: Clock) -> Program:
+    """Tape --> program: the passes, in order."""
+    tape = functionalize(recording.tape)
+    clock("functionalize")
+    tape = clean(tape)
+    clock("clean")
+    loops = roll(tape)
+    clock("roll")
+    program = build(tape, loops)
+    clock("build")
+    program = hoist_invariants(program)
+    clock("hoist invariants")
+    program = settle(program)
+    clock("settle")
+    program = outputs_from_buffers(program)
+    clock("slots")
+    program = hoist_noise(program)
+    clock("hoist noise")
+    return program
+
+
+def holds_iterator(fn: Any, depth: int = 4) -> bool:
+    """Whether a function, or one that it closes over, holds an iterator: each call takes other values from it."""
+    cells = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or () if cell != CellType()]
+    return any(isinstance(c, Iterator) or (depth > 0 and holds_iterator(c, depth - 1)) for c in cells)
+
+
+def side_effects(changed: Sequence[str], fn: Any) -> str | None:
+    """Why a call that changes attributes, or takes from an iterator, is not compiled."""
+    if holds_iterator(fn):
+        return "the function closes over an iterator, which gives other values at each call"
+    if not changed:
+        return None
+    return f"the call itself changes {', '.join(changed[:3])}, which a replay would not repeat"
+
+
+def in_order(executable: Executable) -> bool:
+    """Whether no block found a parallel schedule."""
+    return all(r.plan is None or r.plan.in_order for r in executable.runners.values())
+
+
+def quick_enough(executable: Executable) -> float | None:
+    """The seconds that the original takes at the least, if the blocks' first solutions took clearly less; else None."""
+    runners = list(executable.runners.values())
+    least = sum(r.least or 0.0 for r in runners)
+    ours = sum(r.solution.seconds for r in runners if r.solution is not None)
+    return least if ours <= PAYS * least else None
+
+
+class Clock:
+    """Writes down the seconds since the last mark."""
+
+    def __init__(self, timings: dict[str, float]) -> None:
+        self.timings, self.mark = timings, time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings[name] = now - self.mark
+        self.mark = now
+
+
+LEAF_SPEC = pytree.tree_structure(torch.empty(0))
+
+
+def structure(block: Any) -> str:
+    """What two sizes of one program have in common: the step without shapes and tables."""
+    lines = []
+    for line in to_text(block.step).splitlines():
+        left, _, right = line.partition(" = ")
+        lines.append(left.split(":")[0] + right.split("(")[0])
+    return "\n".join(lines)
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> str | None:
+    """What is wrong with a result, or None."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return f"{tuple(ours.shape)} {ours.dtype} instead of {tuple(theirs.shape)} {theirs.dtype}"
+    if same_bits(ours.contiguous(), theirs.contiguous()):
+        return None
+    if exact or not theirs.is_floating_point():
+        return f"{int((ours != theirs).sum())} of {theirs.numel()} elements are not equal bit for bit"
+    finite = theirs.isfinite()
+    if not torch.equal(finite, ours.isfinite()) or not torch.equal(ours[~finite].nan_to_num(), theirs[~finite].nan_to_num()):
+        return "the non-finite elements are not the same"
+    gap = (ours[finite] - theirs[finite]).abs().max() if bool(finite.any()) else torch.zeros(())
+    scale = theirs[finite].abs().max().clamp(min=1.0) if bool(finite.any()) else torch.ones(())
+    allowed = TRAJECTORY * torch.finfo(theirs.dtype).eps * float(scale)
+    return None if float(gap) <= allowed else f"by {float(gap):.3g}, more than {allowed:.3g}"
+
+
+TRAJECTORY = 1024.0  # eps, relative to the largest result: readouts amplify what the state's certificate bounds
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+
+
+def rebuilt(results: list[torch.Tensor], entry: Entry) -> Any:
+    tensors = iter(results)
+    leaves = [next(tensors) if s is Mark.TENSOR else s for s in entry.statics]
+    return pytree.tree_unflatten(leaves, entry.spec)
+
+
+def trial_inputs(executable: Executable, recording: Recording, flat: Sequence[Any]) -> list[torch.Tensor]:
+    """The leaves as they were before the recorded run wrote to them."""
+    leaves = executable.inputs(flat)
+    for number, content in recording.before.items():
+        leaves[number] = content
+    return leaves
+
+
+def copied(value: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, torch.clone, value)
+
+
+def copied_from(args: Any, kwargs: Any, recording: Recording) -> tuple[Any, Any]:
+    """The arguments, those that the recorded run wrote to as they were before it."""
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    for number, content in recording.before.items():
+        leaf = recording.tape.leaves[number]
+        if leaf.position >= 0:
+            flat[leaf.position] = content.clone()
+    return pytree.tree_unflatten(flat, spec)
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def generator_states(flat: Sequence[Any]) -> list[tuple[torch.Generator, torch.Tensor]]:
+    """The default generators in use and those among the arguments, with their states."""
+    generators = [torch.default_generator, *(g for g in flat if isinstance(g, torch.Generator))]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        generators += list(torch.cuda.default_generators)
+    return [(g, g.get_state()) for g in generators]
+
+
+def set_generator_states(states: Sequence[tuple[torch.Generator, torch.Tensor]]) -> None:
+    for generator, state in states:
+        generator.set_state(state)
