@@ -19,6 +19,7 @@ from fxsolve.bits import differing, same_bits
 from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
 from fxsolve.passes.batch_step import batch_step
 from fxsolve.passes.readable import generated
+from fxsolve.passes.reuse import reuse
 from fxsolve.prims import SlotView
 from fxsolve.solution import NotSolved, note_iterate
 from fxsolve.solvers import Solver, drive
@@ -33,7 +34,7 @@ class LoweredFixedPoint:
 
     def __init__(self, block: FixedPoint) -> None:
         self.block = block
-        self.network: Callable[..., Any] = generated(with_swallowed(block.network))
+        self.network: Callable[..., Any] = generated(reuse(with_swallowed(block.network)))
         self.single: Callable[..., Any] = generated(block.head)
         varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
         self.head: Callable[..., Any] = generated(batch_step(block.head, varying, block.length))

@@ -2,7 +2,8 @@
 
     b = sigmoid(a); c = b * x   -->   b = a.sigmoid_(); c = b.mul_(x)      where a and b are new tensors with one reader each
 
-Sequential steps are small, and what they allocate leaves the caches; placeholders and what is returned are never written.
+What is allocated anew leaves the caches, and large tensors are mapped anew. Placeholders and what is returned are never
+written, and a call keeps the strides that it had.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from fxsolve.ir import TensorType, is_getitem
 aten = torch.ops.aten
 NAME = "reuse"
 
-IN_PLACE = {
+IN_PLACE: dict[Any, Any] = {  # a method of tensors, or a function
     aten.sigmoid.default: "sigmoid_",
     aten.tanh.default: "tanh_",
     aten.relu.default: "relu_",
+    aten.elu.default: aten.elu_.default,
     aten.exp.default: "exp_",
     aten.neg.default: "neg_",
     aten.abs.default: "abs_",
@@ -30,7 +32,8 @@ IN_PLACE = {
     aten.addcmul.default: "addcmul_",
 }
 COMMUTATIVE = frozenset({aten.mul.Tensor, aten.add.Tensor})
-NEW = frozenset({*IN_PLACE, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default})
+PRODUCTS = (aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default)
+NEW = frozenset({*IN_PLACE, *PRODUCTS, aten.cat.default, aten.constant_pad_nd.default})
 
 
 def reuse(graph: fx.Graph) -> fx.Graph:
@@ -46,7 +49,8 @@ def reuse(graph: fx.Graph) -> fx.Graph:
         args = written_over(node, dense)
         if args is not None:
             with new.inserting_before(node):
-                call = new.call_method(IN_PLACE[node.target], args)
+                twin = IN_PLACE[node.target]
+                call = new.call_method(twin, args) if isinstance(twin, str) else new.call_function(twin, args)
             call.meta.update(node.meta)
             node.replace_all_uses_with(call)
             new.erase_node(node)
@@ -86,4 +90,4 @@ def same_type(a: fx.Node, b: fx.Node) -> bool:
     kinds = a.meta.get("type"), b.meta.get("type")
     if not all(isinstance(k, TensorType) for k in kinds):
         return False
-    return (kinds[0].shape, kinds[0].dtype) == (kinds[1].shape, kinds[1].dtype)  # type: ignore[union-attr]
+    return kinds[0] == kinds[1]
