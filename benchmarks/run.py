@@ -48,7 +48,8 @@ def machine(device: str) -> dict:
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Smallest value, quartiles, and how many values there are."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    several = list(values) * (2 if len(values) == 1 else 1)
+    low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
     return {"min": min(values), "q1": low, "median": middle, "q3": high, "n": len(values)}
 
 
@@ -100,7 +101,8 @@ def measure(case: Case, device: str, budget: float) -> dict:
         variants["alternative"] = lambda: alternative(*arguments)
     if warm < budget:
         warm = sum(once(run, device) for run in variants.values())
-    rounds = max(2 if warm > budget else 5, min(50, int(budget / warm)))
+    least = 5 if warm < budget else 2 if warm < 3 * budget else 1
+    rounds = max(least, min(50, int(budget / warm)))
     seconds = interleaved(variants, rounds, device)
     result["seconds"] = {name: summary(values) for name, values in seconds.items()}
     for name in variants.keys() - {"fxsolve"}:
