@@ -19,18 +19,19 @@ STEPS = 4
 
 def growth(tape: Tape) -> str | None:
     """Why a program that lengthens a tensor in STEPS steps or more does not roll; None for others."""
-    steps: dict[int, int] = {}  # result of a cat -> how many cats lie behind it, all with steps that read the same leaves
-    read: set[int] = set()
-    before: set[int] | None = None
+    # result of a cat -> how many cats lie behind it, its row, and which leaves its step read
+    chains: dict[int, tuple[int, int, frozenset[int] | None]] = {}
     for row, number in enumerate(tape.symbol):
-        read.update(value for value in tape.inputs[row] if tape.value_row[value] < 0)
         if tape.symbols.items[number].target is not aten.cat.default:
             continue
-        behind = max((steps.get(value, 0) for value in tape.inputs[row]), default=0)
-        if not behind and steps:
-            continue  # a cat inside a step
-        steps[tape.first[row]] = count = 1 + (behind if read == before or behind <= 1 else 0)
-        before, read = read, set()
+        longest = max((chains[v] for v in tape.inputs[row] if v in chains), key=lambda chain: chain[0], default=None)
+        if longest is None:
+            chains[tape.first[row]] = (1, row, None)
+            continue
+        count, start, before = longest
+        read = frozenset(v for r in range(start + 1, row + 1) for v in tape.inputs[r] if tape.value_row[v] < 0)
+        count = count + 1 if before in (None, read) else 1
+        chains[tape.first[row]] = (count, row, read)
         if count >= STEPS:
             where = tape.sources.items[tape.source[row]]
             return (

@@ -25,6 +25,18 @@ def join(x: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def rotary(x: Tensor, steps: int) -> Tensor:
+    """Joins halves in every step, as rotary positions do."""
+    for _ in range(steps):
+        left, right = x[:, -1:].sin(), x[:, -1:].cos()
+        x = torch.cat([x, torch.cat([left, right], 0).sum(0, keepdim=True)], 1)
+    return x
+
+
+def test_cats_inside_the_steps() -> None:
+    assert growth(record(rotary, (torch.randn(1, 3), 9), {}, {}).tape) is not None
+
+
 @pytest.mark.parametrize("steps", [STEPS - 1, STEPS, 20])
 def test_lengthened_step_by_step(steps: int) -> None:
     found = growth(record(grow, (torch.randn(2, 3), steps), {}, {}).tape)
