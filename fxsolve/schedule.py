@@ -9,6 +9,7 @@ neither                                     in order, with eager's own calls
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ Tensors = Sequence[torch.Tensor]
 COARSE = (16, 32, 64, 128, 256, 512)
 BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 SWEEP_LIMIT = 4
-FINALISTS, ROUNDS = 4, 3
+FINALISTS, ROUNDS = 4, 15
 TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.95
@@ -288,15 +289,21 @@ class BlockRunner(torch.nn.Module):
             for threads in {1, torch.get_num_threads()}:
                 lowered.threads = threads
                 seconds[solver, threads] = timed(lambda: attempt(solver), 1)  # noqa: B023
+        finalists = sorted(seconds, key=seconds.__getitem__)[:FINALISTS]
+        rounds: dict[tuple[Solver, int], list[float]] = {each: [] for each in finalists}
+        deadline = time.perf_counter() + TRIAL_SECONDS
         for _ in range(ROUNDS):  # in turns, as a busy machine may favour any of them
-            for solver, threads in sorted(seconds, key=seconds.__getitem__)[:FINALISTS]:
+            for solver, threads in finalists:
                 lowered.threads = threads
-                seconds[solver, threads] = min(seconds[solver, threads], timed(lambda: attempt(solver), 1))  # noqa: B023
+                rounds[solver, threads].append(timed(lambda: attempt(solver), 1))  # noqa: B023
+            if time.perf_counter() > deadline:
+                break
+        seconds |= {each: statistics.median(times) for each, times in rounds.items()}
         tried += [Candidate(f"{s} on {n} thread{'s' * (n > 1)}", t, "certified") for (s, n), t in seconds.items()]
         if not seconds:
             plan = self.sequential(f"no parallel schedule is certified: {tried[-1].note}")
             return replace(plan, candidates=tuple(tried))
-        solver, lowered.threads = min(seconds, key=seconds.__getitem__)
+        solver, lowered.threads = min(finalists, key=seconds.__getitem__)
         return Plan(solver, "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT, lowered.threads)
 
 
