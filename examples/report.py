@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+import fxsolve
 
 SEED = 7
 
@@ -71,6 +73,23 @@ def row(model: str, solution, eager: float, fast: float, difference: float) -> R
     steps = grouped(block.equations for block in blocks)
     sweeps = grouped(f"{block.sweeps} {block.solver}" for block in blocks)
     return Row(model, steps, sweeps, eager, fast, certificate, difference)
+
+
+def compared(name: str, program: Callable, arguments: tuple, rounds: int, device: str) -> tuple[Row, Sequence[torch.Tensor]]:
+    """A sampler eager and compiled in turns from the same seed, equal bit for bit: the table's line, and its results."""
+    fast = fxsolve.compile(program)
+    first = once(lambda: fast(*arguments), device)
+    results = []
+    for run in (fast, program):
+        torch.manual_seed(SEED)
+        made = run(*arguments)
+        results.append(made if isinstance(made, tuple) else (made,))
+    ours, theirs = results
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs)), f"{name}: the results differ"
+    seconds = medians(interleaved({"eager": lambda: program(*arguments), "fast": lambda: fast(*arguments)}, rounds, device))
+    print(f"{name}: first call {first:.1f} s, eager {seconds['eager']:.3f} s, fxsolve {seconds['fast']:.3f} s")
+    difference = (ours[0] - theirs[0]).abs().max().item()
+    return row(name, fast.solution, seconds["eager"], seconds["fast"], difference), ours
 
 
 def print_table(title: str, rows: Iterable[Row]) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-import fxsolve
-from examples.report import SEED, Row, interleaved, medians, once, print_table, row
+from examples.report import compared, print_table
 from examples.rnn.text import Text
 from examples.samplers.train import trained
 
@@ -28,21 +27,6 @@ def programs(small: bool) -> Iterator[tuple[str, Callable[..., Tensor], tuple]]:
     yield "MADE, permuted, 16", trained("permuted MADE", small).sample, (16,)
 
 
-def compare(name: str, program: Callable[..., Tensor], arguments: tuple, device: str) -> tuple[Row, Tensor]:
-    """Eager and compiled in turns from the same seed; the results must be equal bit for bit."""
-    fast = fxsolve.compile(program)
-    first = once(lambda: fast(*arguments), device)
-    torch.manual_seed(SEED)
-    ours = fast(*arguments)
-    torch.manual_seed(SEED)
-    theirs = program(*arguments)
-    assert torch.equal(ours, theirs), f"{name}: the samples differ"
-    seconds = medians(interleaved({"eager": lambda: program(*arguments), "fast": lambda: fast(*arguments)}, 3, device))
-    print(f"{name}: first call {first:.1f} s, eager {seconds['eager']:.3f} s, fxsolve {seconds['fast']:.3f} s")
-    difference = (ours - theirs).abs().max().item()
-    return row(name, fast.solution, seconds["eager"], seconds["fast"], difference), ours
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, for tests")
@@ -52,7 +36,7 @@ def main() -> None:
         torch.set_default_device(options.device)
     rows = []
     for job in programs(options.small):
-        line, samples = compare(*job, options.device)
+        line, (samples,) = compared(*job, 3, options.device)
         rows.append(line)
         if job[0].startswith("transformer, top-k, 1"):
             alphabet = Text().alphabet
