@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxsolve.bits import same_bits
-from fxsolve.capture import Recording, record, recording
+from fxsolve.capture import Recording, no_garbage_collection, record, recording
 from fxsolve.codegen import Executable
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
 from fxsolve.explain import explain
@@ -171,7 +171,8 @@ class Compiler:
         after = generator_states(flat)
         grown = growth(recording.tape)
         try:
-            program = lower_to_program(recording, clock)
+            with no_garbage_collection():
+                program = lower_to_program(recording, clock)
             executable = self.scheduled(program)
             entry.timings = timings
             if not executable.runners:

@@ -17,7 +17,7 @@ A view of a view becomes one read, with one number: a loop over rows and columns
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -38,7 +38,32 @@ REGIONS = (aten.select.int, aten.slice.Tensor, prims.read)
 
 def functionalize(tape: Tape) -> Tape:
     """The same program without in-place calls. Errors: CaptureError for writes that have no functional twin."""
-    return Functionalizer(tape).run()
+    return without_handles(tape) if is_functional(tape) else Functionalizer(tape).run()
+
+
+def is_functional(tape: Tape) -> bool:
+    """Whether there is nothing to do: no storage is written, and no view is taken of a view."""
+    if any(cell.written for cell in tape.cells) or not all(symbol.outputs for symbol in tape.symbols.items):
+        return False
+    views = [symbol.target in REGIONS for symbol in tape.symbols.items]
+    rows = [row for row, symbol in enumerate(tape.symbol) if views[symbol]]
+    producers = [tape.value_row[tape.inputs[row][0]] for row in rows]
+    return not any(views[tape.symbol[row]] for row in producers if row >= 0)
+
+
+def without_handles(tape: Tape) -> Tape:
+    """The tape of a functional program as it is."""
+    return replace(tape, outputs=told_by_cells(tape), cells=[], place={})
+
+
+def told_by_cells(tape: Tape) -> list[Output]:
+    """The results; those that share a storage have the same cell. A constant is not the user's: results copy it."""
+    found = []
+    for out in tape.outputs:
+        constant = out.leaf >= 0 and tape.leaves[out.leaf].kind == "constant"
+        leaf, region = (-1, None) if constant else (out.leaf, out.region)
+        found.append(Output(out.value, leaf, region, tape.place.get(out.value, (out.cell, 0))[0]))
+    return found
 
 
 @dataclass
@@ -414,11 +439,7 @@ class Functionalizer:
             outside = cell.leaf >= 0 and self.old.leaves[cell.leaf].kind != "constant"
             if outside and content.writes:
                 new.mutations.append((cell.leaf, content.history[-1]))
-        for out in self.old.outputs:
-            constant = out.leaf >= 0 and self.old.leaves[out.leaf].kind == "constant"
-            leaf, region = (-1, None) if constant else (out.leaf, out.region)
-            cell_number = self.old.place.get(out.value, (out.cell, 0))[0]
-            new.outputs.append(Output(self.read(out.value), leaf, region, cell_number))
+        new.outputs = [replace(out, value=self.read(out.value)) for out in told_by_cells(self.old)]
 
     def where(self) -> str:
         return self.old.sources.items[self.old.source[self.row]]
