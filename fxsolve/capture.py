@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from fxsolve import prims
 from fxsolve.doors import watched_doors
 from fxsolve.errors import CaptureError
 from fxsolve.ir import TensorType
+from fxsolve.literals import literal_lists
 from fxsolve.op_plan import VIEWS_IN_PLACE, OpPlan, refusal_of_call
 from fxsolve.tape import Cell, Leaf, Mark, Output, Tape
 
@@ -36,6 +38,7 @@ TORCH_DIRECTORY = str(Path(torch.__file__).parent)
 OWN_DIRECTORY = str(Path(__file__).parent)
 OPS_FILE = torch._ops.__file__
 
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 SWEEP_AFTER = 64  # storages
 READABLE = 1 << 16  # elements of a tensor whose contents may be guarded
 
@@ -173,6 +176,8 @@ class Recorder(TorchDispatchMode):
             return
         if plan.name == "as_strided":
             return  # addresses the storage: who uses the result reads that region
+        if func in INDEXING:
+            self._take_literals(args[1])
         tensors: list[int] = []
         numbers: list[float | int] = []
         template = tuple([self._flatten(a, tensors, numbers) for a in args])
@@ -333,6 +338,18 @@ class Recorder(TorchDispatchMode):
         self.python_tensors.add(storage._cdata)
         self.watched[storage._cdata] = StorageWeakRef(storage)
 
+    def _take_literals(self, indices: Sequence[torch.Tensor | None]) -> None:
+        """`x[:, [-1]]`: torch makes a tensor of the list, of which nobody tells; the source line does."""
+        storages = [(t, t.untyped_storage()._cdata) for t in indices if t is not None]
+        known = (self.cell_of, self.origins, self.python_tensors)
+        unknown = [t for t, storage in storages if not any(storage in each for each in known)]
+        if unknown:
+            with torch._C._DisableTorchDispatch():
+                lists = [torch._C.TensorBase.tolist(t) for t in unknown]
+            if lists == literal_lists(self._frame()):
+                for tensor in unknown:
+                    self.made_from_numbers(tensor)
+
     def _left_torch(self, tensor: torch.Tensor, number: Any) -> None:
         """A value that Python sees: torch's own validations become guards, anything else is refused."""
         if isinstance(number, bool) and self._asked_by_torch():
@@ -399,6 +416,13 @@ class Recorder(TorchDispatchMode):
                 return known
             frame = frame.f_back
         return self.tape.sources("")
+
+    def _frame(self) -> FrameType:
+        """The user's frame that is running now."""
+        frame: Any = sys._getframe(2)
+        while frame.f_code.co_filename.startswith((OWN_DIRECTORY, TORCH_DIRECTORY)):
+            frame = frame.f_back
+        return frame
 
     def where(self) -> str:
         """The user's file:line that is running now."""

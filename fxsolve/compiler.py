@@ -25,10 +25,11 @@ from fxsolve.ir import Program, Recurrence, to_text
 from fxsolve.passes.build import build
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
-from fxsolve.passes.growth import growth
+from fxsolve.passes.growth import NotPadded, Padded, growth
+from fxsolve.passes.growth_margin import margin
 from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
-from fxsolve.passes.roll import roll
+from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import outputs_from_buffers
 from fxsolve.progress import progress
@@ -36,7 +37,7 @@ from fxsolve.schedule import PAYS, BlockRunner, Plan
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
-from fxsolve.tape import Mark
+from fxsolve.tape import Mark, Tape
 
 TRIALS = 5
 TRIAL_SECONDS = 0.5
@@ -169,14 +170,15 @@ class Compiler:
         if refusal is not None:
             return self.keep_original(entry, refusal, recording.result, start)
         after = generator_states(flat)
-        grown = growth(recording.tape)
         try:
             with no_garbage_collection():
-                program = lower_to_program(recording, clock)
-            executable = self.scheduled(program)
+                tape = clean_tape(recording, clock)
+                grown, loops = self.loops(tape, clock)
+                program = lower_to_program(grown.tape if isinstance(grown, Padded) else tape, loops, clock)
+            executable = self.scheduled(program, isinstance(grown, Padded))
             entry.timings = timings
             if not executable.runners:
-                if grown is not None:
+                if isinstance(grown, str):
                     return self.keep_original(entry, grown, recording.result, start)
                 entry.choice = "the original runs: it has no sequential part that repeats"
                 return self.finished(recording.result, entry, start)
@@ -188,9 +190,11 @@ class Compiler:
             executable.settle_outputs(values, leaves, tensors_of(recording.result))
             if self.options.verify != "never" and not in_order(executable):
                 self.compare(executable, values, tensors_of(recording.result))
+            if isinstance(grown, Padded):
+                self.set_slack(grown, tape, executable, leaves)
             self.choose(entry, executable, leaves, args, kwargs, before, recording)
             clock("time")
-            if entry.executable is None and grown is not None:
+            if entry.executable is None and isinstance(grown, str):
                 return self.keep_original(entry, grown, recording.result, start)
         except Exception as error:  # whatever goes wrong here, the user's call has its result
             if isinstance(error, ScheduleError) or (isinstance(error, FxsolveError) and not self.options.fallback):
@@ -212,7 +216,32 @@ class Compiler:
         self.solution = Solution(blocks, time.perf_counter() - start, why)
         return result
 
-    def scheduled(self, program: Program) -> Executable:
+    def loops(self, tape: Tape, clock: Clock) -> tuple[Padded | str | None, list[Loop]]:
+        """The loops of a tape; where a sequence grows, those of the tape that has it in a buffer, if all its steps roll."""
+        grown = growth(tape)
+        if isinstance(grown, Padded) and self.options.exactness == "bitwise":
+            grown = f"a tensor is lengthened by cat at {grown.source}; a buffer of the final length would round differently"
+        clock("growth")
+        if isinstance(grown, Padded):
+            loops = roll(grown.tape)
+            if len(loops) == 1 and loops[0].count >= len(grown.steps) - 1:
+                clock("roll")
+                return grown, loops
+            grown = f"a tensor is lengthened by cat at {grown.source}, and its steps do not repeat in another way"
+        loops = roll(tape)
+        clock("roll")
+        return grown, loops
+
+    def set_slack(self, grown: Padded, tape: Tape, executable: Executable, leaves: Sequence[torch.Tensor]) -> None:
+        """Measures how far the longer calls are from eager's; raises NotSolved where that is no rounding."""
+        (runner,) = executable.runners.values()
+        assert runner.fixed is not None and runner.final is not None
+        try:
+            runner.slack = runner.fixed.slack = margin(tape, grown, leaves, runner.final)
+        except NotPadded as why:
+            raise NotSolved(f"a tensor is lengthened by cat at {grown.source}, and {why}") from None
+
+    def scheduled(self, program: Program, padded: bool) -> Executable:
         """An executable whose blocks decide on their solver when they first run."""
         runners = {}
         unknown = set(self.options.solvers) - {"*"} - set(program.blocks)
@@ -222,7 +251,7 @@ class Compiler:
             assert isinstance(block, Recurrence)  # the scheduler finds out which of them are fixed points
             forced = self.options.solvers.get(name, self.options.solvers.get("*"))
             known = self.plans.get(structure(block))
-            runners[name] = BlockRunner(block, forced, self.options.exactness, known)
+            runners[name] = BlockRunner(block, forced, self.options.exactness, known, padded)
         return Executable(program, runners)
 
     def choose(
@@ -312,14 +341,17 @@ class Compiler:
         return explain(executable, self.last.choice, self.last.timings)
 
 
-def lower_to_program(recording: Recording, clock: Clock) -> Program:
-    """Tape --> program: the passes, in order."""
+def clean_tape(recording: Recording, clock: Clock) -> Tape:
+    """The passes over a recorded tape, in order."""
     tape = functionalize(recording.tape)
     clock("functionalize")
     tape = clean(tape)
     clock("clean")
-    loops = roll(tape)
-    clock("roll")
+    return tape
+
+
+def lower_to_program(tape: Tape, loops: Sequence[Loop], clock: Clock) -> Program:
+    """Tape and its loops --> program: the passes, in order."""
     program = build(tape, loops)
     clock("build")
     program = hoist_invariants(program)

@@ -26,6 +26,7 @@ from fxsolve.solvers import Solver, drive
 
 Tensors = Sequence[torch.Tensor]
 UNCHECKED = {"cuda": 3}  # sweeps between two stopping tests, which wait for the device; overshooting is harmless
+TIES = 16  # jolts that a near tie must survive
 FIRST_WINDOW = 32  # slots beyond the frontier whose heads are taken one by one, where they must be
 
 
@@ -39,6 +40,7 @@ class LoweredFixedPoint:
         varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
         self.head: Callable[..., Any] = generated(batch_step(block.head, varying, block.length))
         self.one_by_one = False  # whether final slots take the value of a single slot's head, at eager's own shapes
+        self.slack = 0.0  # how far features may be from eager's, relative to the largest: then slots must not nearly tie
         self.tables: dict[torch.device, list[torch.Tensor]] = {}
         self.views: dict[torch.device, list[SlotView]] = {}
 
@@ -80,6 +82,8 @@ class LoweredFixedPoint:
         frontier = drive(problem, solver, limit)
         if frontier[-1] < self.block.length:
             raise NotSolved(f"{frontier[-1]} of {self.block.length} equations are final after {len(frontier)} sweeps")
+        if self.slack and (tie := problem.near_tie()) is not None:
+            raise NotSolved(f"slot {tie} is a near tie: eager's own shapes may round it the other way")
         figures = {
             "sweeps": problem.passes if problem.block == 1 else len(frontier),
             "steps": problem.passes,
@@ -87,7 +91,7 @@ class LoweredFixedPoint:
             "samples": tuple(problem.settled.tolist()),
             "residual": 0.0,
             "contraction": None,
-            "certificate": "every equation holds bit for bit",
+            "certificate": "every equation holds bit for bit" + (", and no choice is a near tie" if self.slack else ""),
         }
         return (*problem.buffers, *problem.outputs), figures
 
@@ -158,6 +162,21 @@ class FixedPointProblem:
             self.settle_outputs()
         return frontier
 
+    def near_tie(self) -> int | None:
+        """The first slot that comes out otherwise when the features move by the slack; None if there is none."""
+        private = torch.Generator(self.features[0].device).manual_seed(0)
+        slots = [view.gather(buffer) for buffer, view in zip(self.buffers, self.views, strict=True)]
+        self.evaluate(self.buffers)
+        features = self.features
+        ties = torch.zeros(self.equations, dtype=torch.bool, device=features[0].device)
+        for _ in range(TIES):
+            moved = [jolted(f, self.lowered.slack, private) for f in features]
+            out = self.lowered.head(*moved, *self.stacked, *self.table, *self.consts)
+            for slot, value in zip(slots, out, strict=False):
+                ties |= differing(value, slot).reshape(self.equations, -1).any(1)
+        where = ties.nonzero()
+        return int(where[0, 0]) if len(where) else None
+
     def settle_outputs(self) -> None:
         """What the steps return besides their slots, from the final state."""
         self.evaluate(self.buffers)
@@ -207,6 +226,16 @@ class FixedPointProblem:
         self.settled.fill_(self.passes)
         self.frontier = low + 1
         return self.frontier
+
+
+def jolted(feature: torch.Tensor, slack: float, generator: torch.Generator) -> torch.Tensor:
+    """A feature, each element moved up or down by `slack` times the largest one."""
+    if not feature.is_floating_point():
+        return feature
+    finite = feature.isfinite()
+    largest = torch.where(finite, feature, 0).abs().max()
+    sign = torch.randint(0, 2, feature.shape, generator=generator, device=feature.device) * 2 - 1
+    return torch.where(finite, feature + slack * largest * sign, feature)
 
 
 SWALLOWING = frozenset(

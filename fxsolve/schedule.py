@@ -76,9 +76,13 @@ class Plan:
 class BlockRunner(torch.nn.Module):
     """One equation block in a compiled program. The first call decides its plan, later calls follow it."""
 
-    def __init__(self, block: Recurrence, forced: Solver | None, exactness: str, known: Plan | None) -> None:
+    def __init__(
+        self, block: Recurrence, forced: Solver | None, exactness: str, known: Plan | None, padded: bool = False
+    ) -> None:
         super().__init__()
         self.block = block
+        self.padded = padded  # its steps are longer than eager's (fxsolve.passes.growth), and round otherwise:
+        self.slack = 0.0  # by so much, relative to the largest value
         self.forced, self.exactness, self.known = forced, exactness, known
         self.plan: Plan | None = None
         self.proof: Proof | None = None
@@ -88,19 +92,24 @@ class BlockRunner(torch.nn.Module):
         self.fixed: LoweredFixedPoint | None = None
         self.repeat: LoweredRepeat | None = None
         self.kept: dict[int, torch.Tensor] = {}
+        self.final: torch.Tensor | None = None  # where padded: the buffer, as it was solved last
         self.least: float | None = None  # seconds that eager's calls take at the least, where that is known
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
         start = time.perf_counter()
         if self.plan is None:
             self.plan = self.decide(initial, stacked, consts)
-            if self.plan.bitwise and self.forced is None:
+            if self.plan.bitwise and self.forced is None and not self.padded:
                 self.least = self.block.length * timed(lambda: self.one_step(0, initial, stacked, consts))
             start = time.perf_counter()
+        if self.plan.kind == "FixedPoint" and self.kept and not self.still_proved(consts):
+            self.plan = self.decide(initial, stacked, consts)
         plan = self.plan
-        if plan.kind == "FixedPoint" and self.kept and not self.still_proved(consts):
-            self.plan = plan = self.decide(initial, stacked, consts)
+        if self.padded and (plan.kind != "FixedPoint" or plan.in_order):
+            raise NotSolved(plan.reason)
         values, figures = self.solve(plan, initial, stacked, consts)
+        if self.padded:
+            self.final = values[0]
         self.solution = BlockSolution(
             self.block.name,
             plan.kind,
@@ -192,7 +201,7 @@ class BlockRunner(torch.nn.Module):
         reason = self.differing_bits(lowered, found, initial, stacked, consts)
         if reason is not None and self.exactness != "rounding":
             return self.sequential(reason)
-        self.fixed = lowered
+        self.fixed, lowered.slack = lowered, self.slack
         solver = self.forced or Jacobi()
         note = ""
         if self.exactness != "rounding":

@@ -16,12 +16,12 @@ import fxsolve.passes.batching_index
 import fxsolve.passes.batching_linear
 import fxsolve.passes.batching_pointwise
 import fxsolve.passes.batching_views  # noqa: F401
-from fxsolve import prims
 from fxsolve.errors import FxsolveError
 from fxsolve.ir import INDEX, TensorType, contiguous_stride, results
 from fxsolve.passes.batcher import Batcher
 from fxsolve.passes.batching import FIXED, FOLD, LEAD, Call, Index, Value, plain, rule_of
 from fxsolve.passes.batching_default import default
+from fxsolve.passes.noise import is_random
 
 
 def batch_step(graph: fx.Graph, batched: Collection[str], count: int, *, fold: bool = False) -> fx.Graph:
@@ -76,7 +76,7 @@ def _call(b: Batcher, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     kwargs: Any = fx.map_arg(node.kwargs, lambda n: env[n])
     if node.target is getitem and isinstance(args[0], tuple):
         return args[0][args[1]]
-    if is_draw(node):
+    if is_random(node):
         raise FxsolveError(f"{node.format_node()} draws random numbers: hoist the draws before the step is batched")
     if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
         raise FxsolveError(f"{node.format_node()} mutates its inputs: the step must be functional to be batched")
@@ -93,17 +93,6 @@ def _call(b: Batcher, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     except Exception:  # a rare call that a rule does not foresee: its nodes are dead, and the default always fits
         found = None
     return default(b, call, args, kwargs) if found is None else found
-
-
-def is_draw(node: fx.Node) -> bool:
-    """Whether a call takes from a generator. Attention is tagged random for its dropout, which may be zero."""
-    if node.target in (prims.draw, prims.draws):
-        return True
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    call = Call.bind(node.target, node.args, node.kwargs, None)  # type: ignore[arg-type]
-    names = [p.name for p in call.target._schema.arguments]
-    return "dropout_p" not in names or call["dropout_p"] != 0.0
 
 
 def _copy(b: Batcher, node: fx.Node, env: dict[fx.Node, Any]) -> Any:

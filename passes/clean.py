@@ -1,6 +1,7 @@
 """Dead rows and repeated invariants of a tape.
 
     v = f(a); w = g(a); return w          -->   w = g(a); return w
+    loop: x[:, tensor([0, 2])]            -->   i = tensor([0, 2]); loop: x[:, i]
     loop: m = W * mask; y = m @ x         -->   m = W * mask; loop: y = m @ x
 
 A row is dead when nothing that is returned, mutated or guarded needs it (a loop of which every other result is used keeps
@@ -20,6 +21,7 @@ from fxsolve import prims
 from fxsolve.tape import Leaf, Output, Symbol, Tape
 
 NAME = "clean"
+SMALL = 64  # elements
 EDGE = 2  # iterations at either end of a loop that may differ
 
 
@@ -42,8 +44,13 @@ def is_random_target(target: object) -> bool:
 
 
 def repeated_invariants(tape: Tape, random: list[bool]) -> tuple[list[int], set[int]]:
-    """For each value the first one that is known to equal it, and the rows that move to the front."""
+    """For each value the first one that is known to equal it (small constants too), and the rows that move to the front."""
     alias = list(range(len(tape.value_type)))
+    equal: dict[object, int] = {}
+    for leaf in tape.leaves:
+        if leaf.kind == "constant" and leaf.tensor.numel() <= SMALL:
+            key = (tape.value_type[leaf.value], tuple(map(repr, leaf.tensor.flatten().tolist())))
+            alias[leaf.value] = equal.setdefault(key, leaf.value)
     met: dict[object, list[int]] = {}
     invariant = [not (random[s] or numbers) for s, numbers in zip(tape.symbol, tape.numbers, strict=True)]
     for row, inputs in enumerate(tape.inputs):

@@ -29,6 +29,7 @@ from fxsolve.passes.dependence import (
     shape_of,
     unknown_constant,
 )
+from fxsolve.passes.noise import named_arguments, takes_random
 
 
 def interpret(graph: fx.Graph, seeds: dict[str, Any], analysis: Analysis) -> dict[fx.Node, Any]:
@@ -86,7 +87,7 @@ def _refuse_side_effects(node: fx.Node, args: Any, kwargs: Any) -> None:
         if getattr(target, "__name__", "") == "draw":
             raise Refusal(f"{describe(node)} draws random numbers")
         return
-    if torch.Tag.nondeterministic_seeded in target.tags and not _without_dropout(target, args, kwargs):
+    if takes_random(target, args, kwargs):
         raise Refusal(f"{describe(node)} draws random numbers")
     if target._schema.is_mutable:
         raise Refusal(f"{describe(node)} mutates its arguments")
@@ -94,21 +95,9 @@ def _refuse_side_effects(node: fx.Node, args: Any, kwargs: Any) -> None:
         raise Refusal(f"{describe(node)} updates running statistics (batch norm in training)")
 
 
-def _named(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    names = [declared.name for declared in target._schema.arguments]
-    defaults = {d.name: d.default_value for d in target._schema.arguments if d.has_default_value()}
-    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _without_dropout(target: Any, args: Any, kwargs: Any) -> bool:
-    """Attention and dropout carry the tag of random ops, and draw nothing with p = 0 or outside training."""
-    named = _named(target, args, kwargs)
-    return named.get("dropout_p", named.get("p")) == 0 or named.get("train") is False
-
-
 def _updates_statistics(target: Any, args: Any, kwargs: Any) -> bool:
     """`native_batch_norm` in training writes into its running statistics though its schema does not say so."""
-    named = _named(target, args, kwargs)
+    named = named_arguments(target, args, kwargs)
     return bool(named.get("training")) and named.get("running_mean") is not None
 
 

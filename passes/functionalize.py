@@ -27,7 +27,7 @@ import torch
 from fxsolve import prims
 from fxsolve.errors import CaptureError
 from fxsolve.ir import TensorType
-from fxsolve.passes.layouts import memory_order, permuted
+from fxsolve.passes.layouts import relaid
 from fxsolve.tape import Leaf, Mark, Output, Symbol, Tape, fill
 
 aten = torch.ops.aten
@@ -189,28 +189,11 @@ class Functionalizer:
             kind = self.old.type_of(old_value)
             if not dense(kind):
                 raise CaptureError(f"in-place writes to a tensor with strides {kind.stride} (gaps or overlaps): {self.where()}")
-            whole = self.relaid(value, type_id)
+            whole = relaid(self.new, value, type_id, self.old.source[self.row])
             content = self.content[place[0]] = Content(place[1], kind, type_id, [whole])
         if self.old.type_of(old_value).dtype != content.type.dtype:
             raise CaptureError(f"a storage that is written in place is seen with two dtypes: {self.where()}")
         content.known[(place[1] - content.start, type_id)] = (value, content.writes)
-
-    def relaid(self, value: int, type_id: int) -> int:
-        """The value in the strides that were recorded: regions of a storage are addressed by them."""
-        new, source = self.new, self.old.source[self.row]
-        if new.value_type[value] == type_id:
-            return value
-        kind = self.old.types.items[type_id]
-        order = memory_order(kind)
-        for dims, final in ((order, False), ([order.index(d) for d in range(len(order))], True)):
-            shown = permuted(new.type_of(value), dims)
-            args = (Mark.TENSOR, tuple(dims))
-            value = new.call(aten.permute.default, args, new.types(shown), (value,), (), source)
-            if not final:
-                fresh = new.types(TensorType(shown.shape, contiguous(shown.shape), shown.dtype, shown.device))
-                named = (("memory_format", torch.contiguous_format),)
-                value = new.call(aten.clone.default, (Mark.TENSOR,), fresh, (value,), (), source, named)
-        return value
 
     # -- reads ------------------------------------------------------------------------------------
 

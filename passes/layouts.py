@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxsolve.ir import TensorType, contiguous_stride
+from fxsolve.tape import Mark, Tape
 
 aten = torch.ops.aten
 
@@ -59,3 +60,21 @@ def reordered(graph: fx.Graph, node: fx.Node, kind: TensorType) -> fx.Node:
     if moved:
         node = typed_call(graph, aten.permute.default, (node, back), permuted(node.meta["type"], back), source)
     return node
+
+
+def relaid(tape: Tape, value: int, type_id: int, source: int) -> int:
+    """A value of a tape in the strides of another type of the same shape: itself, or a dense copy."""
+    if tape.value_type[value] == type_id:
+        return value
+    order = memory_order(tape.types.items[type_id])
+    for dims, final in ((order, False), ([order.index(d) for d in range(len(order))], True)):
+        if dims != list(range(len(order))):
+            shown = permuted(tape.type_of(value), dims)
+            value = tape.call(aten.permute.default, (Mark.TENSOR, tuple(dims)), tape.types(shown), (value,), (), source)
+        if not final:
+            kind = tape.type_of(value)
+            named = (("memory_format", torch.contiguous_format),)
+            value = tape.call(
+                aten.clone.default, (Mark.TENSOR,), tape.types(fresh(kind.shape, kind)), (value,), (), source, named
+            )
+    return value

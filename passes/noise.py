@@ -19,7 +19,7 @@ What eager checks about the parameters (probabilities in [0, 1], standard deviat
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,20 +52,25 @@ def pinned(graph: fx.Graph) -> tuple[str, ...]:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether a call takes values from a generator."""
-    if node.target is prims.draw:
+    """Whether a node takes values from a generator."""
+    return takes_random(node.target, node.args, node.kwargs)
+
+
+def takes_random(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call takes values from a generator. Attention and dropout carry the tag even where they draw nothing."""
+    if target in (prims.draw, prims.draws):
         return True
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
         return False
-    named = named_arguments(node)
+    named = named_arguments(target, args, kwargs)
     return not any(name in named and named[name] == value for name, value in SILENT.items())
 
 
-def named_arguments(node: fx.Node) -> dict[str, Any]:
+def named_arguments(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of an ATen call by name, defaults filled in."""
-    declared = node.target._schema.arguments  # type: ignore[union-attr]
+    declared = target._schema.arguments
     defaults = {argument.name: argument.default_value for argument in declared if argument.has_default_value()}
-    return defaults | dict(zip([argument.name for argument in declared], node.args)) | node.kwargs
+    return defaults | dict(zip([argument.name for argument in declared], args)) | dict(kwargs)
 
 
 class _Rewrite:
@@ -117,7 +122,8 @@ class _Call:
 
     def __getitem__(self, name: str) -> Any:
         """An argument: a new node, or a Python value."""
-        return fx.map_arg(named_arguments(self.node)[name], self.rewrite.env.__getitem__)
+        named = named_arguments(self.node.target, self.node.args, self.node.kwargs)
+        return fx.map_arg(named[name], self.rewrite.env.__getitem__)
 
     @property
     def types(self) -> tuple[TensorType, ...]:
@@ -130,7 +136,7 @@ class _Call:
 
     def draw(self, kind: str, like: TensorType, *parameters: Any) -> fx.Node:
         args = (kind, like.shape, like.stride, like.dtype, like.device, parameters)
-        generator = named_arguments(self.node).get("generator")
+        generator = named_arguments(self.node.target, self.node.args, self.node.kwargs).get("generator")
         return self.rewrite.add(prims.draw, args if generator is None else (*args, generator), like)
 
     def run(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:

@@ -66,7 +66,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "numpy dlpack": (lambda x: x * float(np.from_dlpack(x).sum()), "dlpack"),
     "list of tensors": (two_lists, "list that holds tensors"),
     "format": (lambda x: (f"{x[0, 0]:.2f}", x)[1], "leaves torch"),
-    "list as an index": (lambda x: x[[0, 2]], "a list as an index"),
+    "list as an index": (lambda x: x[SOME], "a list as an index"),
+    "array beside a list": (lambda x: x[np.array([1, 0]), [1, 0]], "an array"),
     "nonzero": (lambda x: x.nonzero(), "shape depends on values"),
     "boolean index": (lambda x: x[x > 0], "boolean mask"),
     "masked_select": (lambda x: x.masked_select(x > 0), "shape depends on values"),
@@ -147,7 +148,18 @@ def out_of_a_storage(x: Tensor) -> Tensor:
     return y + x.as_strided((4, 1), (6, 1), 2)
 
 
+SOME = [0, 2]
+
+
+def lists_as_indices(x: Tensor) -> tuple[Tensor, ...]:
+    y = x.clone()
+    y[:, [1, -1]] = x[:, [0, 2]]
+    y[[3]] += 1
+    return y, x[[0, 2]], x[[[1], [2]], [0, 1]], x[None, [1], 2:]
+
+
 RECORDED: dict[str, Callable[[Tensor], Any]] = {
+    "lists as indices": lists_as_indices,
     "index by a tensor": lambda x: x[INDEX] * 2,
     "mask in place": in_place_mask,
     "views in place": views_in_place,
