@@ -56,6 +56,7 @@ class Recording:
     before: dict[int, torch.Tensor]  # leaf index -> its content before the run wrote to it
     read_out: dict[str, torch.Tensor]  # tensors of the function, by name, out of which Python read numbers
     refusal: str | None = None
+    other_mode: str | None = None  # where gradients were on or off, in spite of how the call began
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Recorder(TorchDispatchMode):
         self.cell_of: dict[int, int] = {}
         self.watched: dict[int, StorageWeakRef] = {}  # an address is not reused while its weak reference lives
         self.next_sweep = SWEEP_AFTER
-        self.handles: dict[tuple[int, int, int], int] = {}  # (cell, offset, type) -> value
+        self.handles: dict[tuple[int, int, int, bool], int] = {}  # (cell, offset, type, requires gradients) -> value
         self.place = self.tape.place
         self.before: dict[int, torch.Tensor] = {}
         self.origins: dict[int, tuple[str, str, torch.Tensor, int]] = {}
@@ -82,6 +83,9 @@ class Recorder(TorchDispatchMode):
         self.shared: dict[int, str] = {}  # storages of two inputs, and of which
         self.plans: dict[Any, OpPlan] = {}
         self.lines: dict[tuple[Any, int], int] = {}
+        self.gradients = torch.is_grad_enabled()
+        self.followed = False  # whether autograd follows the call that is recorded now
+        self.other_mode: str | None = None
         for name, tensor in self.known.items():
             self._origin("attribute", name, tensor)
         for position, tensor in self.arguments:
@@ -176,8 +180,11 @@ class Recorder(TorchDispatchMode):
             return
         if plan.name == "as_strided":
             return  # addresses the storage: who uses the result reads that region
+        if torch.is_grad_enabled() is not self.gradients and self.other_mode is None:
+            self.other_mode = self.where()
         if func in INDEXING:
             self._take_literals(args[1])
+        self.followed = False
         tensors: list[int] = []
         numbers: list[float | int] = []
         template = tuple([self._flatten(a, tensors, numbers) for a in args])
@@ -203,19 +210,19 @@ class Recorder(TorchDispatchMode):
                 raise CaptureError(f"{plan.name} gives a {type(out).__name__} to Python at {self.where()}")
         symbol = tape.intern(func, template, named, inputs, tuple(types), listed)
         values = tape.append(symbol, tuple(tensors), tuple(numbers), source)
+        followed = self.followed and func is not aten.detach.default
         for out, type_id, value in zip(outputs, types, values, strict=True):
-            self._place_result(out, type_id, value)
+            if out is not None:
+                self._place_result(out, type_id, value, followed and out.is_floating_point())
 
-    def _place_result(self, out: torch.Tensor | None, type_id: int, value: int) -> None:
-        if out is None:
-            return
+    def _place_result(self, out: torch.Tensor, type_id: int, value: int, followed: bool) -> None:
         storage = out.untyped_storage()
         offset: int = out.storage_offset()  # type: ignore[assignment]
         cell = self.cell_of.get(storage._cdata)
         if cell is None:
             cell = self._new_cell(storage, Cell(value, offset, -1))
         self.place[value] = (cell, offset)
-        self.handles[(cell, offset, type_id)] = value
+        self.handles[(cell, offset, type_id, followed)] = value
 
     def _new_cell(self, storage: torch.UntypedStorage, cell: Cell) -> int:
         if len(self.watched) >= self.next_sweep:
@@ -254,6 +261,7 @@ class Recorder(TorchDispatchMode):
             return Mark.FLOAT
         if isinstance(arg, torch.Tensor):
             tensors.append(self.value(arg))
+            self.followed = self.followed or self.gradients and arg.requires_grad
             return Mark.TENSOR
         if kind is list or kind is tuple:
             if any(isinstance(a, torch.Tensor) for a in arg):
@@ -273,7 +281,10 @@ class Recorder(TorchDispatchMode):
         cell = self.cell_of.get(storage._cdata)
         if cell is None:
             cell = self._new_leaf(tensor, storage)
-        value = self.handles.get((cell, offset, type_id))
+        followed = self.gradients and tensor.requires_grad
+        value = self.handles.get((cell, offset, type_id, followed))
+        if value is None:
+            value = self.handles.get((cell, offset, type_id, not followed))
         if value is None:
             value = self._new_view(tensor, cell, offset, type_id)
         return value
@@ -303,7 +314,7 @@ class Recorder(TorchDispatchMode):
         offset: int = root.storage_offset()  # type: ignore[assignment]
         cell = self._new_cell(storage, Cell(value, offset, leaf))
         self.place[value] = (cell, offset)
-        self.handles[(cell, offset, type_id)] = value
+        self.handles[(cell, offset, type_id, self.gradients and root.requires_grad)] = value
         return cell
 
     def _new_view(self, tensor: torch.Tensor, cell: int, offset: int, type_id: int) -> int:
@@ -316,7 +327,7 @@ class Recorder(TorchDispatchMode):
         args = (Mark.TENSOR, tuple(tensor.shape), tuple(tensor.stride()), Mark.INT)
         value = self.tape.call(prims.read, args, type_id, (home.root,), (offset - home.offset,), self._source())
         self.place[value] = (cell, offset)
-        self.handles[(cell, offset, type_id)] = value
+        self.handles[(cell, offset, type_id, self.gradients and tensor.requires_grad)] = value
         return value
 
     def _lift(self, result: torch.Tensor) -> bool:
@@ -329,7 +340,7 @@ class Recorder(TorchDispatchMode):
         mark = Mark.FLOAT if isinstance(number, float) else Mark.INT
         named = (("dtype", result.dtype), ("device", result.device))
         value = self.tape.call(aten.scalar_tensor.default, (mark,), type_id, (), (number,), self._source(), named)
-        self._place_result(result, type_id, value)
+        self._place_result(result, type_id, value, False)
         return True
 
     def made_from_numbers(self, tensor: torch.Tensor) -> None:
@@ -477,7 +488,8 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             recorder.refusal = str(error)
         except Exception as error:
             recorder.refusal = f"{odd_tensor(results) or error} is returned, which cannot be recorded"
-    return Recording(recorder.tape, result, spec, statics, recorder.before, recorder.read_out, recorder.refusal)
+    found = (recorder.before, recorder.read_out, recorder.refusal, recorder.other_mode)
+    return Recording(recorder.tape, result, spec, statics, *found)
 
 
 def recorder_output(recorder: Recorder, tensor: torch.Tensor) -> Output:

@@ -45,7 +45,10 @@ def forgetting(disturbed: torch.Tensor, survived: torch.Tensor, least: torch.Ten
 
     A component that was hardly moved says nothing about itself. Where that happens by chance, here and there, the
     others speak; where it happens to a quarter of a block or of a component's blocks, nothing was measured (None).
+    Without a block that is disturbed, all of them start from their true states.
     """
+    if not len(disturbed):
+        return 0.0
     if float(disturbed.min()) < TELLING:
         weak = disturbed < TELLING
         if weak.sum(0).max() > len(weak) / 4 or weak.sum(1).max() > weak.shape[1] / 4:

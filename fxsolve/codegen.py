@@ -27,8 +27,9 @@ class GuardFailed(NotSolved):
 class Executable:
     """A compiled program, ready to be called with the flat arguments of the user's call."""
 
-    def __init__(self, program: Program, runners: Mapping[str, BlockRunner]) -> None:
+    def __init__(self, program: Program, runners: Mapping[str, BlockRunner], trains: bool = False) -> None:
         self.program = program
+        self.trains = trains  # whether autograd follows the program
         self.runners = dict(runners)
         self.module = fx.GraphModule(dict(runners), readable(program.graph))
         self.run = self.module.forward
@@ -42,7 +43,7 @@ class Executable:
 
     def values(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Results, final contents of mutated leaves, guarded values; nothing is written yet. Raises NotSolved."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.trains):
             values = self.run(*leaves)
         program = self.program
         first_guard = len(program.outputs) + len(program.mutated)
@@ -81,7 +82,11 @@ class Executable:
             return leaf.as_strided(shape, stride, leaf.storage_offset() + offset)
         stride = self.strides[number]
         if value.stride() != stride:
-            return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device).copy_(value)
+            part = value
+            for dim, step in enumerate(stride):
+                part = part if step else part.narrow(dim, 0, min(1, part.shape[dim]))  # eager's result is an expanded one
+            fresh = torch.empty_strided(part.shape, stride, dtype=value.dtype, device=value.device).copy_(part)
+            return fresh.expand(value.shape)
         return value.clone() if number in self.copied else value
 
     def settle_outputs(

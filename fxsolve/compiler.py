@@ -22,6 +22,7 @@ from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, Schedule
 from fxsolve.explain import explain
 from fxsolve.guards import Guards
 from fxsolve.ir import Program, Recurrence, to_text
+from fxsolve.passes.adjoint import NotDifferentiable
 from fxsolve.passes.build import build
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
@@ -38,6 +39,7 @@ from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
 from fxsolve.tape import Mark, Tape
+from fxsolve.training import BlockGradient, compare_gradients, gradients
 
 TRIALS = 5
 TRIAL_SECONDS = 0.5
@@ -160,11 +162,9 @@ class Compiler:
             self.last = Entry(guards, None, f"the original ran: {effects}; the next call tells whether that was once only")
             return self.finished(recording.result, self.last, start)
         refusal = recording.refusal or effects
-        if refusal is None and any(t.requires_grad for t in tensors_of(recording.result)):
-            refusal = (
-                "the result requires gradients, which compiled programs do not compute yet; "
-                "call it under torch.no_grad() if they are not needed"
-            )
+        trains = any(t.requires_grad for t in tensors_of(recording.result))
+        if trains and refusal is None:
+            refusal = untrainable(recording)
         entry = Entry(guards, None, "")
         self.entries[key] = self.last = entry
         if refusal is not None:
@@ -175,7 +175,7 @@ class Compiler:
                 tape = clean_tape(recording, clock)
                 grown, loops = self.loops(tape, clock)
                 program = lower_to_program(grown.tape if isinstance(grown, Padded) else tape, loops, clock)
-            executable = self.scheduled(program, isinstance(grown, Padded))
+            executable = self.scheduled(program, isinstance(grown, Padded), trains)
             entry.timings = timings
             if not executable.runners:
                 if isinstance(grown, str):
@@ -190,6 +190,8 @@ class Compiler:
             executable.settle_outputs(values, leaves, tensors_of(recording.result))
             if self.options.verify != "never" and not in_order(executable):
                 self.compare(executable, values, tensors_of(recording.result))
+                if trains:
+                    compare_gradients(values, leaves, tensors_of(recording.result))
             if isinstance(grown, Padded):
                 self.set_slack(grown, tape, executable, leaves)
             self.choose(entry, executable, leaves, args, kwargs, before, recording)
@@ -241,7 +243,7 @@ class Compiler:
         except NotPadded as why:
             raise NotSolved(f"a tensor is lengthened by cat at {grown.source}, and {why}") from None
 
-    def scheduled(self, program: Program, padded: bool) -> Executable:
+    def scheduled(self, program: Program, padded: bool, trains: bool) -> Executable:
         """An executable whose blocks decide on their solver when they first run."""
         runners = {}
         unknown = set(self.options.solvers) - {"*"} - set(program.blocks)
@@ -250,9 +252,18 @@ class Compiler:
         for name, block in program.blocks.items():
             assert isinstance(block, Recurrence)  # the scheduler finds out which of them are fixed points
             forced = self.options.solvers.get(name, self.options.solvers.get("*"))
+            gradient = self.gradient_of(block, forced) if trains else None
+            block = block if gradient is None else gradient.forward
             known = self.plans.get(structure(block))
             runners[name] = BlockRunner(block, forced, self.options.exactness, known, padded)
-        return Executable(program, runners)
+            runners[name].gradient = gradient
+        return Executable(program, runners, trains)
+
+    def gradient_of(self, block: Recurrence, forced: Solver | None) -> BlockGradient:
+        try:
+            return BlockGradient(block, BlockRunner, forced, self.options.exactness)
+        except NotDifferentiable as why:
+            raise CaptureError(f"gradients are asked for, and the loop at {block.source} has no adjoint: {why}") from None
 
     def choose(
         self,
@@ -281,13 +292,18 @@ class Compiler:
                 entry.timings |= {"original, at the least": least}
             elif not reused:
                 theirs = ours = float("inf")
+
+                def ran(result: Any) -> None:
+                    if executable.trains:
+                        gradients(tensors_of(result), leaves)
+
                 deadline = time.perf_counter() + TRIAL_SECONDS
                 for _ in range(TRIALS):  # interleaved: what else the machine does should hit both
                     again, named = copied_from(args, kwargs, recording)
                     set_generator_states(before)
-                    theirs = min(theirs, seconds_of(lambda: self.fn(*again, **named)))  # noqa: B023
+                    theirs = min(theirs, seconds_of(lambda: ran(self.fn(*again, **named))))  # noqa: B023
                     set_generator_states(before)
-                    ours = min(ours, seconds_of(lambda: executable.values(leaves)))
+                    ours = min(ours, seconds_of(lambda: ran(executable.values(leaves))))
                     if time.perf_counter() > deadline:
                         break
                 entry.timings |= {"original": theirs, "compiled": ours}
@@ -380,6 +396,18 @@ def side_effects(changed: Sequence[str], fn: Any) -> str | None:
     return f"the call itself changes {', '.join(changed[:3])}, which a replay would not repeat"
 
 
+def untrainable(recording: Recording) -> str | None:
+    """Why gradients of a recorded call would not be eager's."""
+    if recording.other_mode is not None:
+        return (
+            f"the result requires gradients, and they are switched off or on inside, at {recording.other_mode} (torch.no_grad, "
+            f"a custom autograd.Function): call it under torch.no_grad() if they are not needed"
+        )
+    if recording.before:
+        return "the result requires gradients, and the call writes into its inputs"
+    return None
+
+
 def in_order(executable: Executable) -> bool:
     """Whether no block found a parallel schedule."""
     return all(r.plan is None or r.plan.in_order for r in executable.runners.values())
@@ -419,6 +447,7 @@ def structure(block: Any) -> str:
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> str | None:
     """What is wrong with a result, or None."""
+    ours, theirs = ours.detach(), theirs.detach()
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return f"{tuple(ours.shape)} {ours.dtype} instead of {tuple(theirs.shape)} {theirs.dtype}"
     if same_bits(ours.contiguous(), theirs.contiguous()):

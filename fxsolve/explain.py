@@ -37,4 +37,6 @@ def block_lines(runner: BlockRunner) -> list[str]:
     if runner.solution is not None:
         s = runner.solution
         lines.append(f"  last call: {s.sweeps} sweeps, {s.steps} sequential steps, {s.certificate}, {s.seconds * 1e3:.2f} ms")
+    if runner.gradient is not None:
+        lines += ["  backward:", *[f"  {line}" for line in block_lines(runner.gradient.runner)]]
     return lines

@@ -153,9 +153,9 @@ def calls(graph: fx.Graph) -> Iterator[fx.Node]:
     return (node for node in graph.nodes if node.op == "call_function")
 
 
-def placeholders(graph: fx.Graph, prefix: str = "") -> list[fx.Node]:
-    """The placeholders whose name starts with `prefix`, in order."""
-    return [n for n in graph.nodes if n.op == "placeholder" and n.name.startswith(prefix)]
+def placeholders(graph: fx.Graph, *prefixes: str) -> list[fx.Node]:
+    """The placeholders whose name starts with one of the prefixes, in order; all of them without a prefix."""
+    return [n for n in graph.nodes if n.op == "placeholder" and n.name.startswith(prefixes or "")]
 
 
 def results(graph: fx.Graph) -> tuple[fx.Node, ...]:

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from fxsolve.recurrence import LoweredRecurrence
 from fxsolve.repeat import LoweredRepeat, repeats
 from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
+
+if TYPE_CHECKING:
+    from fxsolve.training import BlockGradient
 
 Tensors = Sequence[torch.Tensor]
 COARSE = (16, 32, 64, 128, 256, 512)
@@ -84,6 +87,8 @@ class BlockRunner(torch.nn.Module):
         self.padded = padded  # its steps are longer than eager's (fxsolve.passes.growth), and round otherwise:
         self.slack = 0.0  # by so much, relative to the largest value
         self.forced, self.exactness, self.known = forced, exactness, known
+        self.gradient: BlockGradient | None = None  # where gradients are asked for
+        self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
         self.plan: Plan | None = None
         self.proof: Proof | None = None
         self.solution: BlockSolution | None = None
@@ -96,6 +101,12 @@ class BlockRunner(torch.nn.Module):
         self.least: float | None = None  # seconds that eager's calls take at the least, where that is known
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        if self.gradient is not None:
+            return self.gradient.apply(self, initial, stacked, consts)
+        return self.solved(initial, stacked, consts)
+
+    def solved(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        """The values that the block gives; how it went is in `solution`."""
         start = time.perf_counter()
         if self.plan is None:
             self.plan = self.decide(initial, stacked, consts)
@@ -133,7 +144,7 @@ class BlockRunner(torch.nn.Module):
         try:
             return self.recurrence.solve(plan.solver, initial, stacked, consts, plan.limit)
         except NotSolved as error:
-            if self.forced is None:
+            if not self.completes:
                 raise
             values, figures = self.run_in_order(initial, stacked, consts)
             return values, figures | {"fallback": f"completed in order: {error}"}

@@ -2,9 +2,10 @@
 
     (s W + b) + u     -->   s W + (u + b)          u, without a state in it, becomes the bias; u + b is hoisted
     (x V + a) + b     -->   x V + (a + b)          and joins the bias of the projection that made u
+    (s u) v           -->   s (u v)                u and v without a state in them: their product is hoisted
     a + b * c         -->   addcmul(a, b, c)       elementwise
 
-Sums are taken in another order, so this is for blocks held to rounding.
+Sums and products are taken in another order, so this is for blocks held to rounding.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ def absorb(step: fx.Graph) -> fx.Graph:
     graph.output(out)
     while (found := next(absorbable(graph), None)) is not None:
         rewrite(graph, *found)
+    stateful = depending_on(graph, placeholders(graph, CARRY))
+    for node in list(graph.nodes):
+        join_factors(graph, node, stateful)
     for node in list(graph.nodes):
         multiply_add(graph, node)
     graph.eliminate_dead_code()
@@ -51,6 +55,23 @@ def absorbable(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
             bias = product.args[0] if product.target is aten.addmm.default else None
             if bias not in stateful if product in stateful else is_bias(bias) and is_bias(other):
                 yield node, product, other
+
+
+def join_factors(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> None:
+    """Rewrites one `(s u) v` of equal types."""
+    if node.target is not aten.mul.Tensor or node not in stateful:
+        return
+    for inner, v in (node.args, node.args[::-1]):
+        if not isinstance(inner, fx.Node) or not isinstance(v, fx.Node) or v in stateful or inner.target is not aten.mul.Tensor:
+            continue
+        for s, u in (inner.args, inner.args[::-1]):
+            given = isinstance(s, fx.Node) and isinstance(u, fx.Node) and s in stateful and u not in stateful
+            if given and all(same_type(n, node) for n in (s, u, v)):  # type: ignore[arg-type]
+                with graph.inserting_before(node):
+                    factor = graph.call_function(aten.mul.Tensor, (u, v))
+                    factor.meta.update(node.meta)
+                node.args = (s, factor)
+                return join_factors(graph, node, stateful)
 
 
 def multiply_add(graph: fx.Graph, node: fx.Node) -> None:

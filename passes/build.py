@@ -167,13 +167,20 @@ class Builder:
     def plain_rows(self, low: int, high: int) -> None:
         for row in range(low, high):
             symbol: Symbol = self.tape.symbols.items[self.tape.symbol[row]]
-            if symbol.target in (aten.stack.default, aten.cat.default) and len(self.tape.inputs[row]) > 3:
+            if symbol.target in (aten.stack.default, aten.cat.default) and self.is_long(self.tape.inputs[row]):
                 result = self.joined(row, symbol)
             else:
                 inputs = [self.node(v) for v in self.tape.inputs[row]]
                 result = row_nodes(self.graph, self.tape, row, inputs, list(self.tape.numbers[row]))
             for i, node in enumerate(result):
                 self.nodes[self.tape.first[row] + i] = node
+
+    def is_long(self, values: tuple[int, ...]) -> bool:
+        """Whether a list is of values that a loop, or an `unbind`, gives one by one."""
+        tape = self.tape
+        rows = [tape.value_row[v] for v in values]
+        unbound = [row for row in rows if row >= 0 and tape.symbols.items[tape.symbol[row]].target is aten.unbind.int]
+        return len(values) > 3 and bool(unbound or any(self.locate(v) is not None for v in values))
 
     def node(self, value: int) -> fx.Node:
         """The node that holds a value outside of the loops; a loop's value is taken from its stack."""

@@ -107,6 +107,7 @@ class Functionalizer:
         self.content: dict[int, Content] = {}
         self.twins: dict[int, Twin] = {}
         self.same_symbol: dict[int, int] = {}
+        self.detached: set[int] = set()  # handles that show a written storage to which autograd does not follow
         self.viewed: dict[int, tuple[int, int]] = {}  # new value of a view -> what it is a view of, and where that begins
         self.known_types: dict[Any, tuple[int, ...]] = {}
         self.known_twins: dict[Any, int] = {}  # (in-place symbol, types, numbers) -> its functional twin's symbol
@@ -131,7 +132,9 @@ class Functionalizer:
 
     def copy_row(self, symbol: Symbol) -> None:
         old, new, row = self.old, self.new, self.row
-        if len(symbol.outputs) == 1 and self.shows_a_part(old.first[row]):
+        if symbol.target is aten.detach.default or any(v in self.detached for v in old.inputs[row]):
+            self.detached.update(v for v in (old.first[row],) if old.place.get(v, (-1, 0))[0] in self.content)
+        if len(symbol.outputs) == 1 and (old.first[row] in self.detached or self.shows_a_part(old.first[row])):
             return  # who uses it reads the region as it is then
         inputs = tuple([self.read(v) for v in old.inputs[row]])
         types = tuple([new.value_type[v] for v in inputs])
@@ -208,6 +211,9 @@ class Functionalizer:
         if value < 0:
             value = self.read_region(content, offset, type_id, self.last_write(content, offset, type_id))
             content.known[(offset, type_id)] = (value, content.writes)
+        if old_value in self.detached:
+            kind = self.new.value_type[value]
+            return self.new.call(aten.detach.default, (Mark.TENSOR,), kind, (value,), (), self.old.source[self.row])
         return value
 
     def held(self, content: Content, offset: int, type_id: int) -> int:

@@ -8,7 +8,7 @@ all T at once afterwards (readouts), in any schedule. Only `core` is solved for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -114,3 +114,30 @@ class Parts:
         copy_nodes(graph, [n for n in self.step.nodes if n in inside], env)
         graph.output(tuple(env[n] for n in finals))
         return graph
+
+
+def inputs_apart(block: Recurrence) -> tuple[fx.Graph, Recurrence]:
+    """`pre`, and the rest of the step as a block whose stacked inputs are the values of `pre`."""
+    split = split_step(block)
+    graph, env = fx.Graph(), {}
+    for node in placeholders(block.step, CARRY):
+        env[node.name] = placeholder_like(graph, node, node.name)
+    for i, node in enumerate(results(split.pre)):
+        env[f"u{i}"] = graph.create_node("placeholder", f"{STACKED}{i}", name=f"{STACKED}{i}")
+        env[f"u{i}"].meta.update(type=node.meta["type"], source="")
+    for node in placeholders(block.step, INDEX) + placeholders(block.step, CONST):
+        env[node.name] = placeholder_like(graph, node, node.name)
+
+    def inlined(part: fx.Graph) -> tuple[fx.Node, ...]:
+        inner = {node: env[node.name] for node in placeholders(part)}
+        copy_nodes(graph, [n for n in part.nodes if n.op == "call_function"], inner)
+        return tuple(inner[n] for n in results(part))
+
+    made = inlined(split.core)
+    env |= {f"n{k}": node for k, node in enumerate(made[: block.carries])}
+    env |= {f"e{k}": node for k, node in enumerate(made[block.carries :])}
+    late = inlined(split.post)
+    values = {"carry": made, "extra": made[block.carries :], "post": late}
+    outputs = [env[f"u{k}"] if kind == "pre" else values[kind][k] for kind, k in split.outputs]
+    graph.output((*made[: block.carries], *outputs))
+    return split.pre, replace(block, step=graph, stacked=split.hoisted)

@@ -1,0 +1,165 @@
+"""Backpropagation through a block: one autograd function, whose backward solves the adjoint block.
+
+    l_{t-1} = J_t^T l_t + K_t^T g_t                   for t = T .. 1, by the solvers of any recurrence (fxsolve.passes.adjoint)
+    dx_t, dc = sum_t (l_t, g_t)^T d(s_t, y_t)/d(x_t, c)     one vector-Jacobian product of all T steps as one call
+
+What lies around a block is plain autograd. Double backward is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from fxsolve.errors import CaptureError, VerificationError
+from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, placeholders, results
+from fxsolve.passes.absorb import absorb
+from fxsolve.passes.adjoint import adjoint
+from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.readable import generated, readable
+from fxsolve.passes.split_step import inputs_apart
+from fxsolve.solvers import Solver
+
+if TYPE_CHECKING:
+    from fxsolve.schedule import BlockRunner
+
+Tensors = Sequence[torch.Tensor]
+FAR = 1024.0  # eps, relative to the largest element: gradients of sums over many steps
+
+
+def with_states(block: Recurrence) -> Recurrence:
+    """The block, which also returns the state after each step where it does not yet."""
+    returned = results(block.step)
+    new = [n for n in dict.fromkeys(returned[: block.carries]) if n not in returned[block.carries :]]
+    if not new:
+        return block
+    step = type(block.step)()
+    env: dict[Any, Any] = {}
+    step.graph_copy(block.step, env)
+    step.output(tuple(env[n] for n in [*returned, *new]))
+    return replace(block, step=step, outputs=block.outputs + len(new))
+
+
+class BlockGradient:
+    """The backward of one block, and its generated code. Raises NotDifferentiable."""
+
+    def __init__(self, block: Recurrence, runner_of: type[BlockRunner], forced: Solver | None, exactness: str) -> None:
+        pre, self.block = inputs_apart(replace(block, step=absorb(block.step)))
+        block = self.block
+        self.inputs = generated(batch_step(pre, [n.name for n in placeholders(pre, STACKED, INDEX)], block.length))
+        self.indices: dict[torch.device, list[torch.Tensor]] = {}
+        self.adjoint = adjoint(block)
+        program = self.adjoint.program
+        (reverse,) = program.blocks.values()
+        assert isinstance(reverse, Recurrence)
+        self.runner = runner_of(reverse, forced, exactness, None)
+        self.runner.completes = True
+        self.reverse = fx.GraphModule({reverse.name: self.runner}, readable(program.graph)).forward
+        returned = results(block.step)
+        self.forward = with_states(block)
+        places = results(self.forward.step)[block.carries :]
+        self.state_at = [places.index(n) for n in results(self.forward.step)[: block.carries]]
+        self.returned = len(returned)
+        varying = [n.name for n in placeholders(block.step) if n.name.startswith((CARRY, STACKED, INDEX))]
+        self.all_steps = generated(batch_step(block.step, varying, block.length))
+
+    def apply(self, runner: BlockRunner, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        hoisted = self.inputs(*stacked, *self.table(initial[0].device), *consts)
+        return Solve.apply(self, runner, *initial, *hoisted, *consts)  # type: ignore[return-value]
+
+    def table(self, device: torch.device) -> list[torch.Tensor]:
+        if device not in self.indices:
+            self.indices[device] = [torch.tensor(column, device=device) for column in self.block.table]
+        return self.indices[device]
+
+    def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        """(initial, stacked, consts)."""
+        block = self.block
+        stop = block.carries + block.stacked
+        return tensors[: block.carries], tensors[block.carries : stop], tensors[stop:]
+
+    def backward(self, given: Tensors, states: Tensors, cotangents: Tensors, wanted: Sequence[bool]) -> list[Any]:
+        """The gradients of (initial.., hoisted inputs.., consts..), None where none is wanted."""
+        block, moving, asked = self.block, self.adjoint.moving, self.adjoint.asked
+        initial, stacked, consts = self.split(given)
+        before = [torch.cat([s[None], all_[:-1]]) for s, all_ in zip(initial, states, strict=True)]
+        finals = [cotangents[k].contiguous() for k in moving]
+        outer = [cotangents[block.carries + k] for k in asked]
+        inputs = [x.flip(0) for x in [*before, *stacked, *outer]]
+        values = self.reverse(*finals, *inputs, *consts)
+        earlier = values[len(moving) :]
+        lams = [torch.cat([last[None], all_[:-1]]).flip(0) for last, all_ in zip(finals, earlier, strict=True)]
+        gradients: list[Any] = [None] * len(given)
+        for k, value in zip(moving, values, strict=False):
+            gradients[k] = None if k in self.adjoint.ended else value
+        chosen = [i for i in range(block.carries, len(given)) if wanted[i]]
+        if chosen:
+            rest = [x.detach().requires_grad_(i in chosen) for i, x in enumerate([*stacked, *consts], block.carries)]
+            with torch.enable_grad():
+                made = self.all_steps(*before, *rest[: block.stacked], *self.table(before[0].device), *rest[block.stacked :])
+            pairs = [(made[k], lam) for k, lam in zip(moving, lams, strict=True)]
+            pairs += [(made[block.carries + k], g) for k, g in zip(asked, outer, strict=True)]
+            pairs = [(out, cotangent) for out, cotangent in pairs if out.requires_grad]
+            found = torch.autograd.grad(
+                [out for out, _ in pairs],
+                [rest[i - block.carries] for i in chosen],
+                [cotangent for _, cotangent in pairs],
+                allow_unused=True,
+            )
+            for i, gradient in zip(chosen, found, strict=True):
+                gradients[i] = gradient
+        return gradients
+
+
+class Solve(torch.autograd.Function):
+    """One block in the graph of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: BlockGradient, runner: BlockRunner, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = runner.solved(*gradient.split(given))
+        block = gradient.block
+        states = [values[block.carries + k] for k in gradient.state_at]
+        ctx.gradient = gradient
+        ctx.save_for_backward(*given, *states)
+        results = tuple(v.clone() if k < block.carries else v for k, v in enumerate(values[: gradient.returned]))
+        ctx.mark_non_differentiable(*[v for v in results if not v.is_floating_point()])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+        gradient = ctx.gradient
+        if torch.is_grad_enabled():
+            raise CaptureError(
+                f"gradients of gradients (create_graph=True) do not go through the compiled loop at {gradient.block.source}; "
+                f"call the original function where they are needed"
+            )
+        block = gradient.block
+        saved = ctx.saved_tensors
+        count = block.carries + block.stacked + block.consts
+        found = gradient.backward(saved[:count], saved[count:], cotangents, ctx.needs_input_grad[2:])
+        return (None, None, *found)
+
+
+def gradients(results: Tensors, inputs: Tensors) -> list[torch.Tensor | None]:
+    """A vector-Jacobian product of results, by all inputs that require gradients, with fixed random cotangents."""
+    private = torch.Generator().manual_seed(0)
+    outputs = [r for r in results if r.requires_grad]
+    cotangents = [torch.randn(r.shape, generator=private, dtype=r.dtype).to(r.device) for r in outputs]
+    wanted = [x for x in inputs if x.requires_grad]
+    return list(torch.autograd.grad(outputs, wanted, cotangents, retain_graph=True, allow_unused=True))
+
+
+def compare_gradients(values: Tensors, leaves: Tensors, eager: Tensors) -> None:
+    """Our gradients against those of the recorded run. Raises VerificationError."""
+    for number, (ours, theirs) in enumerate(zip(gradients(values, leaves), gradients(eager, leaves), strict=True)):
+        if (ours is None) != (theirs is None):
+            raise VerificationError(f"gradient {number} is missing, or not zero as the original's")
+        if ours is None or theirs is None:
+            continue
+        gap, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+        if not gap <= FAR * torch.finfo(ours.dtype).eps * scale:
+            raise VerificationError(f"gradient {number} differs from the original's by {gap:.3g} of {scale:.3g}")

@@ -1,0 +1,328 @@
+"""Gradients through compiled calls are eager's: cells, modules, random recurrences, and what goes on around a block."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import fxsolve
+from fxsolve import GaussSeidel, JacobiGS
+from tests.checking import quiet
+from tests.test_random_programs import loop_program
+
+T, N, D = 40, 3, 5
+BLOCKS = JacobiGS(8, 5)
+Function = Callable[..., Any]
+
+
+def looped(cell: nn.Module, double: bool = False) -> Function:
+    """A cell in a loop; `double`: its state is a pair."""
+
+    def run(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        out, c = [], h * 0.5
+        for t in range(x.shape[0]):
+            if double:
+                h, c = cell(x[t], (h, c))
+            else:
+                h = cell(x[t], h)
+            out.append(h)
+        return torch.stack(out), h + c
+
+    return run
+
+
+def arguments(dtype: torch.dtype = torch.float64, steps: int = T) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(s, generator=generator, dtype=dtype) for s in ((steps, N, D), (N, D)))  # type: ignore[return-value]
+
+
+def backward(fn: Function, inputs: Sequence[Tensor], held: Sequence[Tensor] = (), seed: int = 0) -> tuple[list, list]:
+    """(results, gradients of inputs and held tensors) of a call, for fixed random cotangents."""
+    given = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
+    torch.manual_seed(seed)
+    results = [r for r in pytree.tree_leaves(fn(*given)) if isinstance(r, Tensor)]
+    private = torch.Generator().manual_seed(2)
+    outputs = [r for r in results if r.requires_grad]
+    cotangents = [torch.randn(r.shape, generator=private, dtype=r.dtype) for r in outputs]
+    return results, list(torch.autograd.grad(outputs, [*given, *held], cotangents, allow_unused=True))
+
+
+def agree(compiled: Function, fn: Function, inputs: Sequence[Tensor], held: Sequence[Tensor] = (), seed: int = 0) -> None:
+    """Results and gradients agree: to 1e-12 of the largest in float64."""
+    ours, theirs = backward(compiled, inputs, held, seed), backward(fn, inputs, held, seed)
+    bound = 1e-12 if inputs[0].dtype == torch.float64 else 2e-5
+    for a, b in zip(pytree.tree_leaves(ours), pytree.tree_leaves(theirs), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.shape == b.shape and a.requires_grad == b.requires_grad
+            a, b = a.detach(), b.detach()
+            atol = bound * max(1.0, float(b.abs().max()))
+            assert torch.allclose(a, b, rtol=0, atol=atol, equal_nan=True), float((a - b).abs().max())
+
+
+def solved(compiled: Any) -> None:
+    assert compiled.solution.fallback is None, compiled.solution
+    assert "backward:" in compiled.explain()
+
+
+CELLS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "RNN": (lambda: nn.RNNCell(D, D), False),
+    "relu": (lambda: nn.RNNCell(D, D, nonlinearity="relu"), False),
+    "GRU": (lambda: nn.GRUCell(D, D), False),
+    "LSTM": (lambda: nn.LSTMCell(D, D), True),
+}
+
+
+@pytest.mark.parametrize("solver", [BLOCKS, GaussSeidel()], ids=str)
+@pytest.mark.parametrize("name", CELLS)
+def test_cells(name: str, solver: Any) -> None:
+    torch.manual_seed(0)
+    make, double = CELLS[name]
+    cell = make().double()
+    fn = looped(cell, double)
+    compiled = fxsolve.compile(fn, solver=solver)
+    for _ in range(3):
+        agree(compiled, fn, arguments(), list(cell.parameters()))
+        solved(compiled)
+        with torch.no_grad():
+            for p in cell.parameters():
+                p.add_(0.01 * torch.randn_like(p))
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "RNN": lambda: nn.RNN(D, D),
+    "GRU": lambda: nn.GRU(D, D),
+    "two layers": lambda: nn.GRU(D, D, num_layers=2),
+    "both ways": lambda: nn.RNN(D, D, bidirectional=True),
+    "dropout": lambda: nn.GRU(D, D, num_layers=2, dropout=0.3),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name: str) -> None:
+    """In training mode: dropout between layers takes eager's masks."""
+    torch.manual_seed(0)
+    module = MODULES[name]().double()
+    compiled = fxsolve.compile(module, solver=BLOCKS)
+    for seed in range(3):
+        agree(compiled, module, arguments()[:1], list(module.parameters()), seed)
+        solved(compiled)
+
+
+def test_gradcheck() -> None:
+    torch.manual_seed(0)
+    compiled = fxsolve.compile(looped(nn.GRUCell(D, D).double()), solver=BLOCKS)
+    x, h = (a.requires_grad_() for a in arguments(steps=32))
+    assert torch.autograd.gradcheck(compiled, (x, h))
+
+
+def test_a_training_run() -> None:
+    """Several losses, clipping, a foreach optimizer, accumulation, a frozen parameter, states handed on detached."""
+
+    def trained(compile_it: bool) -> list[float]:
+        torch.manual_seed(0)
+        cell, readout = nn.LSTMCell(D, D).double(), nn.Linear(D, 2).double()
+        cell.bias_hh.requires_grad_(False)
+
+        def chunk(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            out = []
+            for t in range(x.shape[0]):
+                h, c = cell(x[t], (h, c))
+                out.append(readout(nn.functional.dropout(h, 0.2)))
+            return torch.stack(out), h, c
+
+        run = fxsolve.compile(chunk, solver=BLOCKS) if compile_it else chunk
+        parameters = [p for m in (cell, readout) for p in m.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=0.02, foreach=True)
+        h = c = torch.zeros(N, D, dtype=torch.float64)
+        losses = []
+        for step in range(12):
+            x = torch.randn(T, N, D, dtype=torch.float64)
+            y, h, c = run(x, h.detach(), c.detach())
+            first, second = y[..., 0].sub(x[..., 0].roll(1, 0)).square().mean(), y[..., 1].abs().mean()
+            first.backward(retain_graph=True)
+            (second + 0.1 * c.square().mean()).backward()
+            losses.append(float((first + second).detach()))
+            if step % 2:
+                torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+                optimizer.step()
+                optimizer.zero_grad()
+        if compile_it:
+            solved(run)
+        assert cell.bias_hh.grad is None
+        return losses
+
+    ours, theirs = trained(True), trained(False)
+    assert ours == pytest.approx(theirs, rel=1e-9)
+    assert min(theirs[6:]) < min(theirs[:3])
+
+
+def masked(x: Tensor, h: Tensor) -> Tensor:
+    keep = nn.functional.dropout(torch.ones_like(h), 0.25)
+    for t in range(x.shape[0]):
+        h = torch.tanh(0.5 * nn.functional.dropout(h, 0.3) * keep + x[t])
+    return h
+
+
+def truncated(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The state is detached in every step; its own gradients end there."""
+    out = []
+    for t in range(x.shape[0]):
+        h = torch.tanh(0.5 * h.detach() + x[t].sin())
+        out.append(h * 2)
+    return torch.stack(out), h
+
+
+def partly_detached(x: Tensor, h: Tensor) -> Tensor:
+    for t in range(x.shape[0]):
+        y = torch.tanh(0.5 * h + x[t]) + x[t]
+        y.mul_(0.9)
+        h = y + 0.3 * y.detach().sin() + 0.1 * y.detach()[:, :1]
+    return h
+
+
+def into_a_buffer(x: Tensor, h: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for t in range(1, x.shape[0]):
+        out[t] = torch.sigmoid(out[t - 1] * 0.7 - x[t] + h)
+    return out
+
+
+def counted(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """A float state beside a whole one that has no gradient."""
+    n = torch.zeros(N, 1, dtype=torch.long)
+    for t in range(x.shape[0]):
+        n = (n + 1) % 3
+        h = torch.tanh(0.4 * h + x[t] * n)
+    return h, n
+
+
+def checkpointed(x: Tensor, h: Tensor) -> Tensor:
+    from torch.utils.checkpoint import checkpoint
+
+    for t in range(x.shape[0]):
+        h = checkpoint(lambda a, b: torch.tanh(0.5 * a + b), h, x[t], use_reentrant=False)  # type: ignore[assignment]
+    return h
+
+
+PROGRAMS_AROUND = [masked, truncated, partly_detached, into_a_buffer, counted, checkpointed]
+
+
+@pytest.mark.parametrize("fn", PROGRAMS_AROUND, ids=lambda f: f.__name__)
+def test_programs(fn: Function) -> None:
+    for solver in (BLOCKS, GaussSeidel(), "auto"):
+        compiled = fxsolve.compile(fn, solver=solver)
+        for seed in range(3):
+            quiet(lambda: agree(compiled, fn, arguments(), seed=seed))  # noqa: B023
+
+
+@pytest.mark.parametrize("fn", [masked, truncated, partly_detached, into_a_buffer], ids=lambda f: f.__name__)
+def test_are_compiled(fn: Function) -> None:
+    compiled = fxsolve.compile(fn, solver=BLOCKS)
+    agree(compiled, fn, arguments())
+    agree(compiled, fn, arguments())
+    solved(compiled)
+
+
+def test_gradients_on_and_off() -> None:
+    cell = nn.RNNCell(D, D).double()
+    fn = looped(cell)
+    compiled = fxsolve.compile(fn, solver=BLOCKS)
+    for _ in range(2):
+        with torch.no_grad():
+            assert not compiled(*arguments())[0].requires_grad
+        agree(compiled, fn, arguments(), list(cell.parameters()))
+    cell.weight_ih.requires_grad_(False)
+    agree(compiled, fn, arguments(), [p for p in cell.parameters() if p.requires_grad])
+    compiled(*arguments())[0].sum().backward()
+    assert cell.weight_ih.grad is None and cell.weight_hh.grad is not None
+
+
+def test_double_backward_is_refused_by_name() -> None:
+    compiled = fxsolve.compile(looped(nn.RNNCell(D, D).double()), solver=BLOCKS)
+    x, h = (a.requires_grad_() for a in arguments())
+    compiled(x, h)
+    with pytest.raises(fxsolve.CaptureError, match="create_graph"):
+        torch.autograd.grad(compiled(x, h)[0].sum(), x, create_graph=True)
+
+
+def custom(x: Tensor, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        shift = h.sin()
+    for t in range(x.shape[0]):
+        h = torch.tanh(0.5 * h + x[t] + shift)
+    return h
+
+
+def written(x: Tensor, h: Tensor) -> Tensor:
+    h = h.detach()
+    for t in range(x.shape[0]):
+        h.mul_(0.5).add_(x[t].detach())
+    return h + x[0]
+
+
+@pytest.mark.parametrize("fn, reason", [(custom, "switched off"), (written, "writes into its inputs")])
+def test_refused_by_name(fn: Function, reason: str) -> None:
+    compiled = fxsolve.compile(fn)
+    with pytest.warns(fxsolve.FallbackWarning, match=reason):
+        backward(compiled, arguments())
+    agree(compiled, fn, arguments())
+
+
+def test_automatic_choice_in_float32() -> None:
+    torch.manual_seed(0)
+    cell = nn.GRUCell(16, 16)
+    fn = looped(cell)
+    x, h = torch.randn(600, 1, 16), torch.zeros(1, 16)
+    compiled = fxsolve.compile(fn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            agree(compiled, fn, (x, h), list(cell.parameters()))
+
+
+def test_a_state_that_does_not_forget_runs_in_order() -> None:
+    weight = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64)).Q.requires_grad_()
+
+    def fn(x: Tensor, h: Tensor) -> Tensor:
+        for t in range(x.shape[0]):
+            h = h @ weight + 0.1 * x[t]
+        return h
+
+    compiled = fxsolve.compile(fn)
+    for _ in range(2):
+        quiet(lambda: agree(compiled, fn, arguments(steps=400), [weight]))
+
+
+PROGRAMS, CHUNK = 240, 30
+
+
+@pytest.mark.parametrize("chunk", range(PROGRAMS // CHUNK))
+def test_random_recurrences(chunk: int) -> None:
+    """Random bodies, orders, buffers and results in float64; at least half of them are solved in blocks."""
+    compiled_ones = 0
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        fn, args = loop_program(seed)
+        inputs = [a.double() for a in args]
+        try:
+            backward(fn, inputs)
+        except RuntimeError:  # eager itself refuses: a leaf is written, or nothing has a gradient
+            continue
+        solver = random.Random(seed).choice([JacobiGS(3, 2), JacobiGS(2, 2), GaussSeidel()])
+        compiled = fxsolve.compile(fn, solver=solver, verify="never")
+        try:
+            for again in (inputs, [inputs[0].flip(0), *inputs[1:]]):
+                quiet(lambda: agree(compiled, fn, again))  # noqa: B023
+        except fxsolve.ScheduleError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {solver}: {error}") from error
+        compiled_ones += compiled.solution is not None and compiled.solution.fallback is None
+    assert compiled_ones >= CHUNK // 3
