@@ -23,6 +23,7 @@ endif
 
 demo: $(STAMP)
 	$(PY) -m examples.rnn.run
+	$(PY) -m examples.rnn.train
 	$(PY) -m examples.made.run
 	$(PY) -m examples.flows.run
 	$(PY) -m examples.pixelcnnpp.run
@@ -30,6 +31,7 @@ demo: $(STAMP)
 test: lint
 	$(PY) -m pytest
 	$(PY) -m examples.rnn.run --small
+	$(PY) -m examples.rnn.train --small
 	$(PY) -m examples.made.run --small
 	$(PY) -m examples.flows.run --small
 	$(PY) -m examples.samplers.run --small

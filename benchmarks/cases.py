@@ -15,13 +15,28 @@ from torch import Tensor, nn
 from examples.flows import models as flow_models
 from examples.made.train import trained
 from examples.pixelcnnpp import weights as pixelcnnpp_weights
-from examples.rnn.models import LinearGRUCell, LinearLSTMCell, LinearRNNCell, Loop, LSTMLoop
+from examples.rnn.models import LinearGRUCell, LinearLSTMCell, LinearRNNCell, Loop, LSTMLoop, PixelRNN
 from examples.samplers import train as samplers_train
+
+
+def forward(program: Callable, arguments: tuple) -> Tensor:
+    """The (first) result of a call, without gradients."""
+    with torch.no_grad():
+        out = program(*arguments)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def training(program: nn.Module, arguments: tuple) -> Tensor:
+    """Forward and backward of the mean square of the result: all gradients in one vector."""
+    out = program(*arguments)
+    out = out[0] if isinstance(out, tuple) else out
+    parameters = list(program.parameters())
+    return torch.cat([g.flatten() for g in torch.autograd.grad(out.square().mean(), parameters)])
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A program ready to run: `program(*arguments)`.
+    """A program ready to run: `run(program, arguments)`.
 
     `other` are arguments of another size (() to leave that out); `alternative` does the same work in the fastest way torch
     has for it; `reset(seed)` gives a recurrence new weights in place and returns new arguments; None for samplers, of which
@@ -34,6 +49,7 @@ class Subject:
     alternative: tuple[str, Callable] | None = None
     reset: Callable[[int], tuple] | None = None
     network: nn.Module | None = None
+    run: Callable[[Callable, tuple], Tensor] = forward
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,27 @@ def recurrence(build: Callable[[int], nn.Module], fused: type | None, batch: int
     reset = partial(reseed, model, (batch, length, width), gain)
     alternative = (f"nn.{fused.__name__}", fused(width, width, batch_first=True).eval()) if fused else None
     return Subject(model, reset(0), (torch.randn(batch, length * 3 // 4, width),), alternative, reset)
+
+
+def trained_recurrence(build: Callable[[int], nn.Module], fused: type | None, batch: int, small: bool, gain=None) -> Subject:
+    """The same with T = 1024, forward and backward."""
+    length, width = (128, 16) if small else (1024, 64)
+    model = build(width)
+    reset = partial(reseed, model, (batch, length, width), gain)
+    alternative = (f"nn.{fused.__name__}", fused(width, width, batch_first=True)) if fused else None
+    return Subject(model, reset(0), (torch.randn(batch, length * 3 // 4, width),), alternative, reset, run=training)
+
+
+def pixel_rnn(small: bool) -> Subject:
+    """The paper's training setting: T = 100, a softplus cell of width 128, batch 1."""
+    torch.manual_seed(0)
+    model = PixelRNN(16 if small else 128)
+
+    def reset(seed: int) -> tuple[Tensor]:
+        torch.manual_seed(seed)
+        return (torch.rand(1, 100, 1),)
+
+    return Subject(model, reset(0), (), None, reset, run=training)
 
 
 def made(batch: int, small: bool) -> Subject:
@@ -133,6 +170,16 @@ def cases(small: bool) -> list[Case]:
         build, fused = LOOPS["loop nn.RNNCell"]
         make = partial(recurrence, build, fused, 1, small, gain)
         found.append(Case(f"loop nn.RNNCell that does not contract, gain {gain}", make))
+    found.append(Case("training, pixels as in the paper", partial(pixel_rnn, small)))
+    for batch in (1, 8):
+        for name in ("loop nn.LSTMCell", "loop nn.GRUCell", "loop LSTM written out", "loop GRU written out"):
+            make = partial(trained_recurrence, *LOOPS[name], batch, small)
+            found.append(Case(f"training, {name}, batch {batch}", make))
+        for kind in (nn.RNN, nn.GRU, nn.LSTM):
+            make = partial(trained_recurrence, module(kind), None, batch, small)
+            found.append(Case(f"training, module nn.{kind.__name__}, batch {batch}", make))
+    make = partial(trained_recurrence, *LOOPS["loop nn.RNNCell"], 1, small, 2.0)
+    found.append(Case("training, loop nn.RNNCell that does not contract, gain 2.0", make))
     found += [Case(f"MADE sampler, batch {batch}", partial(made, batch, small)) for batch in (1, 16, 100)]
     for package, what in (("zuko", "sampling"), ("normflows", "inversion")):
         found += [Case(f"{package} MAF, {what}, batch {n}", partial(flow, package, n, small)) for n in (1, 16, 256)]

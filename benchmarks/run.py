@@ -53,11 +53,10 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "q1": low, "median": middle, "q3": high, "n": len(values)}
 
 
-def seeded(program: Callable, arguments: tuple) -> Tensor:
-    """One call from the same state of the generator."""
+def seeded(subject: Subject, program: Callable, arguments: tuple) -> Tensor:
+    """One run from the same state of the generator."""
     torch.manual_seed(SEED)
-    out = program(*arguments)
-    return out[0] if isinstance(out, tuple) else out
+    return subject.run(program, arguments)
 
 
 def errors(subject: Subject, fast: Callable) -> dict[str, float]:
@@ -65,9 +64,9 @@ def errors(subject: Subject, fast: Callable) -> dict[str, float]:
     squares: dict[str, list[float]] = {"eager": [], "fxsolve": []}
     for seed in range(SEEDS):
         arguments = subject.reset(seed)
-        exact = seeded(copy.deepcopy(subject.program).double(), tuple(value.double() for value in arguments))
+        exact = seeded(subject, copy.deepcopy(subject.program).double(), tuple(value.double() for value in arguments))
         for name, program in (("eager", subject.program), ("fxsolve", fast)):
-            squares[name].append((seeded(program, arguments).double() - exact).square().mean().item())
+            squares[name].append((seeded(subject, program, arguments).double() - exact).square().mean().item())
     return {name: statistics.fmean(values) ** 0.5 for name, values in squares.items()}
 
 
@@ -79,28 +78,27 @@ def solved(solution) -> dict:
     return {"fallback": solution.fallback, "blocks": blocks}
 
 
-@torch.no_grad()
 def measure(case: Case, device: str, budget: float) -> dict:
     """Everything about one case; `budget` bounds the seconds spent in the interleaved rounds."""
     subject = case.make()
-    arguments = subject.arguments
+    arguments, run = subject.arguments, subject.run
     start = time.perf_counter()
-    expected = seeded(subject.program, arguments)
+    expected = seeded(subject, subject.program, arguments)
     warm = time.perf_counter() - start  # slow cases are warm by now
     fast = fxsolve.compile(subject.program)
     result: dict = {"date": datetime.date.today().isoformat()}
-    result["first_call"] = once(lambda: fast(*arguments), device)
-    got = seeded(fast, arguments)
+    result["first_call"] = once(lambda: run(fast, arguments), device)
+    got = seeded(subject, fast, arguments)
     result["equal_bits"] = torch.equal(got, expected)
     result["max_difference"] = (got - expected).abs().max().item()
 
-    variants = {"eager": lambda: subject.program(*arguments), "fxsolve": lambda: fast(*arguments)}
+    variants = {"eager": lambda: run(subject.program, arguments), "fxsolve": lambda: run(fast, arguments)}
     if subject.alternative:
         name, alternative = subject.alternative
         result["alternative"] = name
-        variants["alternative"] = lambda: alternative(*arguments)
+        variants["alternative"] = lambda: run(alternative, arguments)
     if warm < budget:
-        warm = sum(once(run, device) for run in variants.values())
+        warm = sum(once(variant, device) for variant in variants.values())
     least = 5 if warm < budget else 2 if warm < 3 * budget else 1
     rounds = max(least, min(50, int(budget / warm)))
     seconds = interleaved(variants, rounds, device)
@@ -112,8 +110,8 @@ def measure(case: Case, device: str, budget: float) -> dict:
 
     if subject.other:
         result["other_size"] = {
-            "eager": once(lambda: subject.program(*subject.other), device),
-            "first_call": once(lambda: fast(*subject.other), device),
+            "eager": once(lambda: run(subject.program, subject.other), device),
+            "first_call": once(lambda: run(fast, subject.other), device),
         }
     if subject.reset:
         result["rms_error"] = errors(subject, fast)

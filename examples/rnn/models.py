@@ -87,6 +87,27 @@ class LSTMLoop(nn.Module):
         return torch.stack(outs, 1)
 
 
+class PixelRNN(nn.Module):
+    """The network of Song et al. 2021, section 4.1: one pixel a step, a softplus cell, the next pixel's logit.
+
+    (batch, pixels, 1) in and out.
+    """
+
+    def __init__(self, hidden: int = 128) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(1, hidden), nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, 1)
+        nn.init.orthogonal_(self.h.weight, gain=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], self.h.out_features)
+        outs = []
+        for t in range(x.shape[1]):
+            h = nn.functional.softplus(self.x(x[:, t]) + self.h(h))
+            outs.append(self.out(h))
+        return torch.stack(outs, 1)
+
+
 class CharModel(nn.Module):
     """Characters in, one row of logits for each character out: (batch, T) to (batch, T, characters).
 
