@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ from torch import Tensor
 
 import fxsolve
 from benchmarks import torch_compile
-from benchmarks.cases import Case, Subject, cases
+from benchmarks.cases import Case, Subject, cases, training
 from benchmarks.table import markdown
 from examples.report import SEED, interleaved, once
 
@@ -70,6 +71,20 @@ def errors(subject: Subject, fast: Callable) -> dict[str, float]:
     return {name: statistics.fmean(values) ** 0.5 for name, values in squares.items()}
 
 
+def peak_memory(run: Callable[[], object], device: str) -> float:
+    """The most bytes of tensors that one run holds at a time, above what is held before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes), default=0)
+
+
 def solved(solution) -> dict:
     """What the last call's solution says, block by block."""
     fields = ("name", "kind", "solver", "equations", "sweeps", "steps", "residual", "contraction")
@@ -92,6 +107,7 @@ def measure(case: Case, device: str, budget: float) -> dict:
     result["equal_bits"] = torch.equal(got, expected)
     result["max_difference"] = (got - expected).abs().max().item()
 
+    programs = {"eager": subject.program, "fxsolve": fast}
     variants = {"eager": lambda: run(subject.program, arguments), "fxsolve": lambda: run(fast, arguments)}
     if subject.alternative:
         name, alternative = subject.alternative
@@ -108,6 +124,10 @@ def measure(case: Case, device: str, budget: float) -> dict:
         result[f"over_{name}"] = summary(ratios)
     result["solution"] = solved(fast.solution)
 
+    if run is training:
+        peaks = {name: peak_memory(lambda: run(program, arguments), device) for name, program in programs.items()}  # noqa: B023
+        result["peak_memory"] = peaks
+        print(f"  peak memory: eager {peaks['eager'] / 2**20:.1f} MiB, fxsolve {peaks['fxsolve'] / 2**20:.1f} MiB")
     if subject.other:
         result["other_size"] = {
             "eager": once(lambda: run(subject.program, subject.other), device),

@@ -163,9 +163,10 @@ class RecurrenceProblem:
         self.layout = layout = lowered.layout(length, block, self.device)
         natural = layout.count == 1 and length == self.equations
         order = layout.order + low
-        self.inputs = [x if natural else x.index_select(0, order) for x in self.stacked]
+        inputs = [x if natural else x.index_select(0, order) for x in self.stacked]
         self.table = lowered.table(low, layout, self.device)
-        hoisted = layout.pre(*self.inputs, *self.table, *self.consts)
+        hoisted = layout.pre(*inputs, *self.table, *self.consts)
+        del inputs
         self.hoisted = list(hoisted)
         self.folded = list(zip(*[fold(u, layout).unbind(0) for u in hoisted], strict=True)) or [()] * layout.block
         self.index = self.core_index(low)

@@ -89,8 +89,7 @@ class BlockGradient:
         before = [torch.cat([s[None], all_[:-1]]) for s, all_ in zip(initial, states, strict=True)]
         finals = [cotangents[k].contiguous() for k in moving]
         outer = [cotangents[block.carries + k] for k in asked]
-        inputs = [x.flip(0) for x in [*before, *stacked, *outer]]
-        values = self.reverse(*finals, *inputs, *consts)
+        values = self.reverse(*finals, *[x.flip(0) for x in [*before, *stacked, *outer]], *consts)
         earlier = values[len(moving) :]
         lams = [torch.cat([last[None], all_[:-1]]).flip(0) for last, all_ in zip(finals, earlier, strict=True)]
         gradients: list[Any] = [None] * len(given)

@@ -326,3 +326,38 @@ def test_random_recurrences(chunk: int) -> None:
             raise AssertionError(f"seed {seed}, {solver}: {error}") from error
         compiled_ones += compiled.solution is not None and compiled.solution.fallback is None
     assert compiled_ones >= CHUNK // 3
+
+
+def test_torch_compile_backend_trains() -> None:
+    """The same script with one word more."""
+
+    def losses(wrap: Callable[[nn.Module], Any]) -> list[float]:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(D, D), Scan()).double()
+        run = wrap(module)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        found = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = run(arguments()[0]).square().mean()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    torch.compiler.reset()
+    ours = losses(lambda module: torch.compile(module, backend="fxsolve"))
+    assert ours == pytest.approx(losses(lambda module: module), rel=1e-10)
+
+
+class Scan(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = torch.zeros_like(x[0]), []
+        for row in x:
+            h = self.cell(row, h)
+            out.append(h)
+        return torch.stack(out)
