@@ -3,8 +3,8 @@
     python -m examples.pixelcnnpp.train digits|patches [--steps N] [--resume] [--device cuda]
 
 Prints bits per dimension on images that it does not train on. On a GPU it takes minutes, on two cores about an hour.
-The weights that come with the example are those of `digits --steps 2600`, then `digits --steps 2000 --resume`, and of
-`patches --steps 2400`.
+The weights that come with the example are those of `digits --steps 2600`, then `digits --resume` with `--steps 2000` and
+`--steps 4500`, and of `patches --steps 2400`, then `patches --steps 2400 --resume`.
 """
 
 from __future__ import annotations
