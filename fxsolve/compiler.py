@@ -34,16 +34,15 @@ from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import outputs_from_buffers
 from fxsolve.progress import progress
-from fxsolve.schedule import PAYS, BlockRunner, Plan
+from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner, Plan
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
 from fxsolve.tape import Mark, Tape
-from fxsolve.training import BlockGradient, compare_gradients, gradients
+from fxsolve.training import BlockGradient, coarsest, compare_gradients, gradients
 
 TRIALS = 5
 TRIAL_SECONDS = 0.5
-GIVE_UP_AFTER = 2  # failed calls in a row before a plan is dropped
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class Compiler:
             if self.options.verify != "never" and not in_order(executable):
                 self.compare(executable, values, tensors_of(recording.result))
                 if trains:
-                    compare_gradients(values, leaves, tensors_of(recording.result))
+                    compare_gradients(values, leaves, tensors_of(recording.result), coarsest(program))
             if isinstance(grown, Padded):
                 self.set_slack(grown, tape, executable, leaves)
             self.choose(entry, executable, leaves, args, kwargs, before, recording)

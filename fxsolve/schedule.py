@@ -43,6 +43,7 @@ FINALISTS, ROUNDS = 4, 15
 TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.95
+GIVE_UP_AFTER = 2  # unsolved calls before a plan is dropped
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class BlockRunner(torch.nn.Module):
         self.slack = 0.0  # by so much, relative to the largest value
         self.forced, self.exactness, self.known = forced, exactness, known
         self.gradient: BlockGradient | None = None  # where gradients are asked for
+        self.unsolved = 0  # calls that were completed in order
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
         self.plan: Plan | None = None
         self.proof: Proof | None = None
@@ -146,6 +148,9 @@ class BlockRunner(torch.nn.Module):
         except NotSolved as error:
             if not self.completes:
                 raise
+            self.unsolved += 1
+            if self.forced is None and self.unsolved >= GIVE_UP_AFTER:
+                self.plan = self.sequential(f"{self.unsolved} calls were not solved in parallel: {error}")
             values, figures = self.run_in_order(initial, stacked, consts)
             return values, figures | {"fallback": f"completed in order: {error}"}
 

@@ -83,21 +83,24 @@ def growth(tape: Tape) -> Padded | str | None:
 
 def longest_chain(tape: Tape) -> list[int]:
     """The rows of the longest chain of cats, each of the one before it and something new; all steps read the same leaves."""
-    # result of a cat -> the chain that ends with it, and which leaves its last step read
-    chains: dict[int, tuple[list[int], frozenset[int] | None]] = {}
-    longest: list[int] = []
+    # result of a cat -> how long the chain is that ends with it, its row, the result before it, what its step read
+    chains: dict[int, tuple[int, int, int, frozenset[int] | None]] = {}
     for row, number in enumerate(tape.symbol):
         if tape.symbols.items[number].target is not aten.cat.default:
             continue
-        known = [chains[v] for v in tape.inputs[row] if v in chains]
-        before, read_before = max(known, key=lambda chain: len(chain[0]), default=([], None))
-        read = None
-        if before:
-            read = frozenset(v for r in range(before[-1] + 1, row + 1) for v in tape.inputs[r] if tape.value_row[v] < 0)
-        rows = [*before, row] if read_before in (None, read) else [row]
-        chains[tape.first[row]] = (rows, read)
-        longest = max(longest, rows, key=len)
-    return longest
+        before = max((v for v in tape.inputs[row] if v in chains), key=lambda v: chains[v][0], default=-1)
+        count, read = 1, None
+        if before >= 0:
+            length, start, _, read_before = chains[before]
+            read = frozenset(v for r in range(start + 1, row + 1) for v in tape.inputs[r] if tape.value_row[v] < 0)
+            count, before = (length + 1, before) if read_before in (None, read) else (1, -1)
+        chains[tape.first[row]] = (count, row, before, read)
+    rows: list[int] = []
+    value = max(chains, key=lambda v: chains[v][0], default=-1)
+    while value >= 0:
+        _, row, value, _ = chains[value]
+        rows.append(row)
+    return rows[::-1]
 
 
 class Grower:
