@@ -50,8 +50,9 @@ class Layout:
 class LoweredRecurrence:
     """A recurrence and its generated code, kept per layout."""
 
-    def __init__(self, block: Recurrence) -> None:
+    def __init__(self, block: Recurrence, floor: float = 0.0) -> None:
         self.threads: int | None = None  # None: as torch is set
+        self.floor = floor  # no component of the state is held to less than this many eps
         self.block = block = replace(block, step=absorb(block.step))
         self.split: SplitStep = split_step(block)
         self.layouts: dict[tuple[int, int], Layout] = {}
@@ -282,7 +283,8 @@ class RecurrenceProblem:
     def units_at(self, step: int, before: Tensors) -> list[torch.Tensor]:
         """The rounding units of the states after step `step` of each block, given those before it."""
         bounds = self.layout.units(*before, *self.folded[step], *self.index[step], *self.consts)
-        return [b * torch.finfo(b.dtype).eps for b in bounds]
+        floor = self.lowered.floor
+        return [(b.clamp(min=floor) if floor else b) * torch.finfo(b.dtype).eps for b in bounds]
 
     def spread(self, carry: Tensors) -> list[torch.Tensor]:
         """One carry as the start of every block, folded."""

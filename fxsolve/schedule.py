@@ -89,6 +89,7 @@ class BlockRunner(torch.nn.Module):
         self.slack = 0.0  # by so much, relative to the largest value
         self.forced, self.exactness, self.known = forced, exactness, known
         self.gradient: BlockGradient | None = None  # where gradients are asked for
+        self.floor = 0.0  # of the rounding units of its state, in eps
         self.unsolved = 0  # calls that were completed in order
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
         self.plan: Plan | None = None
@@ -267,7 +268,7 @@ class BlockRunner(torch.nn.Module):
             return self.sequential(
                 "exactness='bitwise': float recurrences reach eager's bits only after about T sweeps, so it stays in order"
             )
-        lowered = LoweredRecurrence(self.block)
+        lowered = LoweredRecurrence(self.block, self.floor)
         if self.block.carries and not lowered.continuous and self.forced is None:
             return self.sequential("the state is discrete or passes a discontinuous op, so only eager's bits will do")
         self.recurrence = lowered

@@ -59,8 +59,8 @@ def adjoint(block: Recurrence) -> Adjoint:
     returned = results(block.step)
     moving = tuple(k for k, node in enumerate(carries) if is_real(node.meta["type"]))
     asked = tuple(k for k, node in enumerate(returned[block.carries :]) if is_real(node.meta["type"]))
-    if not moving:
-        raise NotDifferentiable("it carries no floating-point state")
+    if not moving or any(node.meta["type"].dtype.is_complex for node in [*carries, *returned]):
+        raise NotDifferentiable("it carries no real state" if not moving else "it computes with complex numbers")
     lams = [carries[k].meta["type"] for k in moving]
     gs = [returned[block.carries + k].meta["type"] for k in asked]
     count, indices = block.carries + block.stacked, [0] * len(block.table)
