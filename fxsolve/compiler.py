@@ -116,6 +116,8 @@ class Compiler:
             set_generator_states(states)
             return self.instead(entry, str(error), args, kwargs, start)
         entry.failures = 0
+        if not self.options.solvers and in_order(executable):  # a plan that was made anew
+            self.run_original(entry, executable)
         if self.options.verify == "always":
             after = generator_states(flat)
             set_generator_states(states)
@@ -130,9 +132,11 @@ class Compiler:
         return rebuilt(results, entry)
 
     def instead(self, entry: Entry, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
-        """Runs the original for this call; after a few such calls in a row, for good."""
+        """Runs the original for this call; after a few such calls in a row, for good, unless a block makes a new plan."""
         entry.failures += 1
         result = self.fn(*args, **kwargs)
+        if entry.executable is not None and any(r.plan is None for r in entry.executable.runners.values()):
+            entry.failures = 0
         if entry.failures >= GIVE_UP_AFTER:
             entry.rejected, entry.executable = entry.executable, None
             entry.choice = f"the original runs: {entry.failures} calls in a row were not solved in parallel: {reason}"
@@ -280,12 +284,9 @@ class Compiler:
         for runner in runners:
             if runner.plan is not None:
                 self.plans.setdefault(structure(runner.block), runner.plan)
-        reasons = "; ".join(dict.fromkeys(r.plan.reason for r in runners if r.plan is not None))
         if not self.options.solvers:
             if in_order(executable):
-                entry.executable = None
-                entry.rejected = executable
-                entry.choice = f"the original runs, in order: {reasons}"
+                self.run_original(entry, executable)
                 return
             if (least := quick_enough(executable)) is not None:
                 entry.timings |= {"original, at the least": least}
@@ -312,6 +313,12 @@ class Compiler:
                     return
         entry.executable = executable
         entry.choice = "compiled"
+
+    def run_original(self, entry: Entry, executable: Executable) -> None:
+        """From now on: no block has a parallel schedule."""
+        reasons = "; ".join(dict.fromkeys(r.plan.reason for r in executable.runners.values() if r.plan is not None))
+        entry.executable, entry.rejected = None, executable
+        entry.choice = f"the original runs, in order: {reasons}"
 
     # -- what can go wrong ------------------------------------------------------------------------
 

@@ -43,7 +43,8 @@ FINALISTS, ROUNDS = 4, 15
 TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.95
-GIVE_UP_AFTER = 2  # unsolved calls before a plan is dropped
+GIVE_UP_AFTER = 2  # unsolved calls in a row before a plan is dropped, or made anew
+HELD = 4  # solved calls that make a plan worth making anew
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class BlockRunner(torch.nn.Module):
         self.forced, self.exactness, self.known = forced, exactness, known
         self.gradient: BlockGradient | None = None  # where gradients are asked for
         self.floor = 0.0  # of the rounding units of its state, in eps
-        self.unsolved = 0  # calls that were completed in order
+        self.held = self.misses = 0  # calls that the plan solved; those in a row, since, that it did not
+        self.patience = HELD
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
         self.plan: Plan | None = None
         self.proof: Proof | None = None
@@ -145,15 +147,27 @@ class BlockRunner(torch.nn.Module):
             return self.fixed.solve(plan.solver, initial, stacked, consts, plan.limit)
         assert self.recurrence is not None
         try:
-            return self.recurrence.solve(plan.solver, initial, stacked, consts, plan.limit)
+            solved = self.recurrence.solve(plan.solver, initial, stacked, consts, plan.limit)
+            self.held, self.misses = self.held + 1, 0
+            return solved
         except NotSolved as error:
+            self.missed(error)
             if not self.completes:
                 raise
-            self.unsolved += 1
-            if self.forced is None and self.unsolved >= GIVE_UP_AFTER:
-                self.plan = self.sequential(f"{self.unsolved} calls were not solved in parallel: {error}")
             values, figures = self.run_in_order(initial, stacked, consts)
             return values, figures | {"fallback": f"completed in order: {error}"}
+
+    def missed(self, error: NotSolved) -> None:
+        """Takes note of a call that the plan did not solve. After a few in a row the next call makes a new plan (training
+        changes how a step forgets), if the old one had held for a while; for longer each time.
+        """
+        self.misses += 1
+        if self.forced is None and self.misses >= GIVE_UP_AFTER:
+            if self.held >= self.patience:
+                self.plan, self.known, self.patience = None, None, 4 * self.patience
+            elif self.completes:
+                self.plan = self.sequential(f"{self.misses} calls in a row were not solved in parallel: {error}")
+            self.held = self.misses = 0
 
     def run_in_order(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
         """Gauss-Seidel with the recorded step: eager's own calls and shapes."""

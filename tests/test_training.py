@@ -398,3 +398,22 @@ def test_results_may_be_written() -> None:
             found.append(torch.cat([p.grad.flatten() for p in cell.parameters()]))  # type: ignore[union-attr]
         assert torch.allclose(*found, rtol=1e-10)
     solved(compiled)
+
+
+def test_a_plan_is_made_anew_as_the_step_forgets_less() -> None:
+    """Blocks that were long enough at first are too short later; the compiled call finds longer ones."""
+    torch.manual_seed(0)
+    cell = nn.RNNCell(16, 16)
+    fn = looped(cell)
+    x, h = torch.randn(800, 1, 16), torch.zeros(1, 16)
+    compiled = fxsolve.compile(fn)
+    with torch.no_grad():
+        cell.weight_hh.mul_(0.3)
+        for _ in range(6):
+            compiled(x, h)
+        before = compiled.solution.blocks[0].solver
+        cell.weight_hh.mul_(4.5)
+        for _ in range(4):
+            assert torch.allclose(compiled(x, h)[0], fn(x, h)[0], atol=1e-5)
+        assert compiled.solution.fallback is None
+        assert compiled.solution.blocks[0].solver != before
