@@ -228,8 +228,8 @@ class Compiler:
             grown = f"a tensor is lengthened by cat at {grown.source}; a buffer of the final length would round differently"
         clock("growth")
         if isinstance(grown, Padded):
-            loops = roll(grown.tape)
-            if len(loops) == 1 and loops[0].count >= len(grown.steps) - 1:
+            loops = [loop for loop in roll(grown.tape) if loop.count >= len(grown.steps) - 1]
+            if len(loops) == 1:  # what else repeats, the layers of the last step say, stays as it is
                 clock("roll")
                 return grown, loops
             grown = f"a tensor is lengthened by cat at {grown.source}, and its steps do not repeat in another way"
