@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from fxsolve.certificate import CONTRACTION, GOOD, TOLERANCE, Gap, forgetting, in_units, most, weakest
+from fxsolve.certificate import CONTRACTION, GOOD, KICK, TOLERANCE, Gap, forgetting, grew, in_units, most, weakest, yardsticks
 
 if TYPE_CHECKING:
     from fxsolve.recurrence import RecurrenceProblem
+
+
+Tensors = Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,8 @@ class Walk:
     """All blocks, side by side and in order inside: the states that they start from, and after each step."""
 
     starts: list[torch.Tensor]
-    states: list[list[torch.Tensor]]
-    extras: list[list[torch.Tensor]]
+    states: list[Tensors]
+    extras: list[Tensors]
 
 
 class BesideTheGuess:
@@ -91,3 +96,39 @@ class BesideTheLast:
             return False
         problem.residual = max(problem.residual, problem.violation)
         return True
+
+
+class BesideInOrder:
+    """A walk in order, beside stretches of it that start KICK units away, all at once: how its steps forget.
+
+    The unit of a component is eps of the largest value that it has in a stretch: it judges no equation, and no kick is
+    lost to rounding.
+    """
+
+    def __init__(self, problem: RecurrenceProblem, block: int) -> None:
+        assert problem.walk is not None
+        self.problem = problem
+        self.stretches = problem.lowered.stretches(problem.layout.length, block, problem.device)
+
+    def contraction(self) -> float:
+        """What is left of the kick at the end of a stretch, at the most; infinite where that cannot be told."""
+        problem, stretches = self.problem, self.stretches
+        count = stretches.count
+        true = [problem.trail(k).index_select(0, stretches.places) for k in range(len(problem.carry))]
+        rows = [t.view(-1, count, t[0].numel()) for t in true]
+        units = yardsticks([r.abs().amax(0).mul_(torch.finfo(r.dtype).eps) for r in rows], count)
+        start = [t[:count] for t in true]
+        start = [s.reshape(-1, *s.shape[2:]) if s.dim() > 1 else s for s in start]
+        state: Tensors = problem.lowered.kicked(start, units)
+        walked: list[Tensors] = []
+        for j, given in enumerate(stretches.inputs(problem.hoisted, problem.consts), 1):
+            state = stretches.core(*state, *given)[: len(rows)]
+            if j % stretches.spacing == 0:
+                walked.append(state)
+        far = [
+            torch.stack(column).view(-1, *unit.shape).sub_(r[stretches.spacing :: stretches.spacing]).abs_().div_(unit).amax(2)
+            for column, r, unit in zip(zip(*walked, strict=True), rows, units, strict=True)
+        ]
+        gaps = torch.cat([torch.full_like(far[0][:1], KICK), functools.reduce(torch.maximum, far)])
+        left = float(gaps[-1].max()) / KICK
+        return left if math.isfinite(float(gaps.max())) and not grew(gaps) else max(left, CONTRACTION)

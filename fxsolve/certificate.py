@@ -35,9 +35,13 @@ class Gap:
         return self.gaps[-1]
 
     def grew(self) -> bool:
-        gaps = torch.stack(self.gaps).nan_to_num_(nan=math.inf, posinf=math.inf)
-        least = gaps[:-1].cummin(0).values.clamp_(min=1.0)  # below a unit there is only noise
-        return bool((gaps[1:] > REACH * least).any())
+        return grew(torch.stack(self.gaps).nan_to_num_(nan=math.inf, posinf=math.inf))
+
+
+def grew(gaps: torch.Tensor) -> bool:
+    """Whether a distance, (looks, blocks), ever grew by more than REACH, from any earlier look."""
+    least = gaps[:-1].cummin(0).values.clamp_(min=1.0)  # below a unit there is only noise
+    return bool((gaps[1:] > REACH * least).any())
 
 
 def forgetting(disturbed: torch.Tensor, survived: torch.Tensor, least: torch.Tensor) -> float | None:
@@ -78,7 +82,8 @@ def in_units(a: Tensors, b: Tensors, units: Tensors, blocks: int) -> torch.Tenso
 def yardsticks(units: Tensors, blocks: int) -> list[torch.Tensor]:
     """For each carry (blocks, components): its units, and a hundredth of their mean where that is more."""
     rows = [u.reshape(blocks, -1) for u in units]
-    return [torch.maximum(u, 0.01 * u.mean(1, keepdim=True)).clamp(min=torch.finfo(u.dtype).tiny) for u in rows]
+    least = [u.sum(1, keepdim=True).mul_(0.01 / u.shape[1]) for u in rows]
+    return [torch.maximum(u, v).clamp_(min=torch.finfo(u.dtype).tiny) for u, v in zip(rows, least, strict=True)]
 
 
 def signs(like: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ class Recurrence:
 
     `step` has the placeholders, in this order: carries `s0, s1, ..`, stacked inputs `x0, ..`, index constants `i0, ..`
     (Python ints, one column of `table` each), invariants `c0, ..`; it returns one tuple `(s0', s1', .., y0, y1, ..)`.
-    A carry keeps its type from step to step.
+    A carry keeps its type from step to step. With `reverse` the steps run from t = T down to 1; stacks stay in place.
     """
 
     name: str
@@ -90,6 +90,7 @@ class Recurrence:
     outputs: int
     table: tuple[tuple[int, ...], ...]
     source: str = ""
+    reverse: bool = False
 
     kind = "Recurrence"
 

@@ -2,7 +2,7 @@
 
 Repeat       (the same function each step)  in order, until the state repeats bit for bit
 FixedPoint   (proved causal, bits probed)   Jacobi: one network pass a sweep
-Recurrence   (forgets, certified)           Jacobi-GS over blocks of C steps, warm-up W
+Recurrence   (forgets, certified)           Jacobi-GS over blocks of C steps, warm-up W; in order, without the invariants
 neither                                     in order, with eager's own calls
 """
 
@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 
 Tensors = Sequence[torch.Tensor]
 COARSE = (16, 32, 64, 128, 256, 512)
+CHECKS = (4, 8, *COARSE)  # of which the shortest is taken: a step that forgets quickly is checked in few calls
 BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 SWEEP_LIMIT = 4
 FINALISTS, ROUNDS = 4, 15
 TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.95
+THREADS_PAY = 1.05
 GIVE_UP_AFTER = 2  # unsolved calls in a row before a plan is dropped, or made anew
 HELD = 4  # solved calls that make a plan worth making anew
 
@@ -69,8 +71,8 @@ class Plan:
 
     @property
     def in_order(self) -> bool:
-        """Whether it takes as many steps as eager."""
-        return self.kind != "Repeat" and isinstance(self.solver, GaussSeidel)
+        """Whether it makes eager's own calls."""
+        return self.kind != "Repeat" and self.solver == GaussSeidel()
 
     @property
     def bitwise(self) -> bool:
@@ -91,6 +93,7 @@ class BlockRunner(torch.nn.Module):
         self.forced, self.exactness, self.known = forced, exactness, known
         self.gradient: BlockGradient | None = None  # where gradients are asked for
         self.floor = 0.0  # of the rounding units of its state, in eps
+        self.linear = False  # whether it is known to be linear in its state
         self.held = self.misses = 0  # calls that the plan solved; those in a row, since, that it did not
         self.patience = HELD
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
@@ -177,6 +180,7 @@ class BlockRunner(torch.nn.Module):
             out = self.one_step(t, carry, stacked, consts)
             carry = list(out[: block.carries])
             outputs.append(out[block.carries :])
+        outputs = outputs[::-1] if block.reverse else outputs
         stacks = [torch.stack(column) for column in zip(*outputs, strict=True)]
         figures = {
             "sweeps": 1,
@@ -189,7 +193,8 @@ class BlockRunner(torch.nn.Module):
         return (*carry, *stacks), figures
 
     def one_step(self, t: int, carry: Tensors, stacked: Tensors, consts: Tensors) -> Sequence[torch.Tensor]:
-        """(new carries.., outputs..) of step t: the calls that were recorded, at their own shapes."""
+        """(new carries.., outputs..) of the step that comes t-th: the calls that were recorded, at their own shapes."""
+        t = self.block.length - 1 - t if self.block.reverse else t
         return self.in_order(*carry, *[x[t] for x in stacked], *[c[t] for c in self.block.table], *consts)
 
     # -- deciding ---------------------------------------------------------------------------------
@@ -203,7 +208,7 @@ class BlockRunner(torch.nn.Module):
             _, figures = self.repeat.solve(initial, consts)
             if figures["steps"] < self.block.length:
                 return Plan(GaussSeidel(), "Repeat", "the same function of the state at each step: it ends where that repeats")
-        found = fixed_point(self.block)
+        found = "its steps run in reverse" if self.block.reverse else fixed_point(self.block)
         if isinstance(found, FixedPoint):
             found = self.sunk(found, initial, stacked, consts)
         if isinstance(found, FixedPoint):
@@ -217,7 +222,7 @@ class BlockRunner(torch.nn.Module):
 
     def decide_fixed_point(self, found: FixedPoint, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
         if isinstance(self.forced, GaussSeidel):
-            return Plan(self.forced, "FixedPoint", "forced")
+            return Plan(GaussSeidel(), "FixedPoint", "forced")
         values = {f"{CONST}{i}": c for i, c in enumerate(consts)}
         proof = prove(found.network, found.head, found.slots, found.table, values, values)
         self.proof = proof
@@ -276,33 +281,34 @@ class BlockRunner(torch.nn.Module):
         return all(torch.equal(consts[i], kept) for i, kept in self.kept.items())
 
     def decide_recurrence(self, initial: Tensors, stacked: Tensors, consts: Tensors, why: str) -> Plan:
-        if isinstance(self.forced, GaussSeidel):
-            return Plan(self.forced, "Recurrence", "forced")
+        if self.forced == GaussSeidel():
+            return Plan(GaussSeidel(), "Recurrence", "forced")
         if self.exactness == "bitwise":
             return self.sequential(
                 "exactness='bitwise': float recurrences reach eager's bits only after about T sweeps, so it stays in order"
             )
-        lowered = LoweredRecurrence(self.block, self.floor)
-        if self.block.carries and not lowered.continuous and self.forced is None:
+        lowered = LoweredRecurrence(self.block, self.floor, self.linear)
+        if self.block.carries and not lowered.continuous and (self.forced is None or isinstance(self.forced, GaussSeidel)):
             return self.sequential("the state is discrete or passes a discontinuous op, so only eager's bits will do")
         self.recurrence = lowered
         if self.forced is not None:
             return Plan(self.forced, "Recurrence", "forced")
         if self.block.carries == 0:
             return Plan(Jacobi(), "Recurrence", "no state is carried: all steps at once")
-        if self.known is not None and not isinstance(self.known.solver, GaussSeidel):
+        if self.known is not None and not self.known.in_order:
             lowered.threads = self.known.threads
             return replace(self.known, reason=self.known.reason + " (as found before for another size)")
         return self.tried(lowered, initial, stacked, consts)
 
     def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
-        """Finds the quickest certified block length, near the shortest power of two that is certified.
+        """Finds the quickest certified block length, near the shortest power of two that is certified, or the walk in order.
 
         The warm-up is three fifths of a block: it brings a far guess close, which takes longer than the rest of the block,
         where a small difference dies out.
         """
         coarse = [b for b in COARSE if 4 * b <= self.block.length]
-        if not coarse:
+        checks = [b for b in CHECKS if 2 * b <= self.block.length]
+        if not checks:
             return self.sequential(f"{self.block.length} equations are too few to cut into blocks")
         tried: list[Candidate] = []
         seconds: dict[tuple[Solver, int], float] = {}
@@ -316,15 +322,16 @@ class BlockRunner(torch.nn.Module):
                 return False
 
         def limit(block: int) -> int:  # a long memory gets further sweeps, where no longer block is left
-            return SWEEP_LIMIT if block == coarse[-1] else 2
+            return SWEEP_LIMIT if [block] == coarse[-1:] else 2
 
         first = next((b for b in coarse if attempt(solver_of(b), limit(b))), 0)
         near = [b for b in BLOCKS if first / 2 < b <= 2 * first and 4 * b <= self.block.length]
+        near.sort(key=lambda b: abs(math.log(b / first)))
+        checked = next((GaussSeidel(c) for c in checks if attempt(GaussSeidel(c))), None)
         deadline = time.perf_counter() + TRIAL_SECONDS
-        for block in sorted(near, key=lambda b: abs(math.log(b / first))):
-            solver = solver_of(block)
+        for solver in [*([checked] if checked else []), *map(solver_of, near)]:
             lowered.threads = None
-            if (seconds and time.perf_counter() > deadline) or not attempt(solver, limit(block)):
+            if (seconds and time.perf_counter() > deadline) or not attempt(solver, limit(solver.block_of(self.block.length))):
                 continue
             for threads in {1, torch.get_num_threads()}:
                 lowered.threads = threads
@@ -341,9 +348,10 @@ class BlockRunner(torch.nn.Module):
         seconds |= {each: statistics.median(times) for each, times in rounds.items()}
         tried += [Candidate(f"{s} on {n} thread{'s' * (n > 1)}", t, "certified") for (s, n), t in seconds.items()]
         if not seconds:
-            plan = self.sequential(f"no parallel schedule is certified: {tried[-1].note}")
+            plan = self.sequential(f"no schedule is certified: {tried[-1].note}")
             return replace(plan, candidates=tuple(tried))
-        solver, lowered.threads = min(finalists, key=seconds.__getitem__)
+        usual = torch.get_num_threads()  # other numbers of threads cost a little outside of the block as well
+        solver, lowered.threads = min(finalists, key=lambda each: seconds[each] * (1.0 if each[1] == usual else THREADS_PAY))
         return Plan(solver, "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT, lowered.threads)
 
 

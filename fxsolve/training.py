@@ -9,7 +9,7 @@ What lies around a block is plain autograd. Double backward is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ from fxsolve.ir import CARRY, INDEX, STACKED, Program, Recurrence, TensorType, p
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.adjoint import adjoint
 from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.pull_back import pull_back
 from fxsolve.passes.readable import generated, readable
+from fxsolve.passes.reuse import reuse
 from fxsolve.passes.split_step import inputs_apart
 from fxsolve.solvers import Solver
 
@@ -35,16 +37,12 @@ LEAST = 0.25  # which eager itself rounds at every step in bfloat16, until they 
 
 
 def with_states(block: Recurrence) -> Recurrence:
-    """The block, which also returns the state after each step where it does not yet."""
-    returned = results(block.step)
-    new = [n for n in dict.fromkeys(returned[: block.carries]) if n not in returned[block.carries :]]
-    if not new:
-        return block
+    """The block, which also returns the state before each step."""
     step = type(block.step)()
     env: dict[Any, Any] = {}
     step.graph_copy(block.step, env)
-    step.output(tuple(env[n] for n in [*returned, *new]))
-    return replace(block, step=step, outputs=block.outputs + len(new))
+    step.output(tuple(env[n] for n in [*results(block.step), *placeholders(block.step, CARRY)]))
+    return replace(block, step=step, outputs=block.outputs + block.carries)
 
 
 class BlockGradient:
@@ -61,15 +59,19 @@ class BlockGradient:
         assert isinstance(reverse, Recurrence)
         self.runner = runner_of(reverse, forced, exactness, None)
         self.runner.completes = True
-        self.runner.floor = FLOOR
+        self.runner.floor, self.runner.linear = FLOOR, True
         self.reverse = fx.GraphModule({reverse.name: self.runner}, readable(program.graph)).forward
         returned = results(block.step)
         self.forward = with_states(block)
-        places = results(self.forward.step)[block.carries :]
-        self.state_at = [places.index(n) for n in results(self.forward.step)[: block.carries]]
         self.returned = len(returned)
-        varying = [n.name for n in placeholders(block.step) if n.name.startswith((CARRY, STACKED, INDEX))]
-        self.all_steps = generated(batch_step(block.step, varying, block.length))
+        self.pulls: dict[tuple[int, ...], tuple[Callable[..., Any], list[int]]] = {}
+
+    def pulled_back(self, wanted: tuple[int, ...]) -> tuple[Callable[..., Any], list[int]]:
+        """The code for the gradients of some of (initial.., hoisted inputs.., consts..), and which of them it gives."""
+        if wanted not in self.pulls:
+            graph, places = pull_back(self.block, self.adjoint, wanted)
+            self.pulls[wanted] = generated(reuse(graph)), places
+        return self.pulls[wanted]
 
     def apply(self, runner: BlockRunner, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
         hoisted = self.inputs(*stacked, *self.table(initial[0].device), *consts)
@@ -98,31 +100,19 @@ class BlockGradient:
 
     def of_order_one(self, given: Tensors, states: Tensors, cotangents: Tensors, wanted: Sequence[bool]) -> list[Any]:
         block, moving, asked = self.block, self.adjoint.moving, self.adjoint.asked
-        initial, stacked, consts = self.split(given)
-        before = [torch.cat([s[None], all_[:-1]]) for s, all_ in zip(initial, states, strict=True)]
+        _, stacked, consts = self.split(given)
         finals = [cotangents[k].contiguous() for k in moving]
         outer = [cotangents[block.carries + k] for k in asked]
-        values = self.reverse(*finals, *[x.flip(0) for x in [*before, *stacked, *outer]], *consts)
-        earlier = values[len(moving) :]
-        lams = [torch.cat([last[None], all_[:-1]]).flip(0) for last, all_ in zip(finals, earlier, strict=True)]
+        values = self.reverse(*finals, *states, *stacked, *outer, *consts)
+        lams = values[len(moving) :]
         gradients: list[Any] = [None] * len(given)
         for k, value in zip(moving, values, strict=False):
             gradients[k] = None if k in self.adjoint.ended else value
-        chosen = [i for i in range(block.carries, len(given)) if wanted[i]]
+        chosen = tuple(i for i in range(block.carries, len(given)) if wanted[i])
         if chosen:
-            rest = [x.detach().requires_grad_(i in chosen) for i, x in enumerate([*stacked, *consts], block.carries)]
-            with torch.enable_grad():
-                made = self.all_steps(*before, *rest[: block.stacked], *self.table(before[0].device), *rest[block.stacked :])
-            pairs = [(made[k], lam) for k, lam in zip(moving, lams, strict=True)]
-            pairs += [(made[block.carries + k], g) for k, g in zip(asked, outer, strict=True)]
-            pairs = [(out, cotangent) for out, cotangent in pairs if out.requires_grad]
-            found = torch.autograd.grad(
-                [out for out, _ in pairs],
-                [rest[i - block.carries] for i in chosen],
-                [cotangent for _, cotangent in pairs],
-                allow_unused=True,
-            )
-            for i, gradient in zip(chosen, found, strict=True):
+            found, places = self.pulled_back(chosen)
+            stacks = [x.contiguous() for x in [*lams, *outer, *states, *stacked]]
+            for i, gradient in zip(places, found(*stacks, *consts), strict=True):
                 gradients[i] = gradient
         return gradients
 
@@ -133,7 +123,7 @@ class Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: BlockGradient, runner: BlockRunner, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = runner.solved(*gradient.split(given))
-        states = [values[gradient.block.carries + k] for k in gradient.state_at]
+        states = values[gradient.returned :]
         ctx.gradient = gradient
         ctx.save_for_backward(*given, *states)
         results = tuple(handed_out(v, states) for v in values[: gradient.returned])

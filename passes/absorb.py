@@ -3,6 +3,7 @@
     (s W + b) + u     -->   s W + (u + b)          u, without a state in it, becomes the bias; u + b is hoisted
     (x V + a) + b     -->   x V + (a + b)          and joins the bias of the projection that made u
     (s u) v           -->   s (u v)                u and v without a state in them: their product is hoisted
+    (s + u) v         -->   addcmul(u v, s, v)     likewise
     a + b * c         -->   addcmul(a, b, c)       elementwise
 
 Sums and products are taken in another order, so this is for blocks held to rounding.
@@ -33,6 +34,8 @@ def absorb(step: fx.Graph) -> fx.Graph:
     stateful = depending_on(graph, placeholders(graph, CARRY))
     for node in list(graph.nodes):
         join_factors(graph, node, stateful)
+    for node in list(graph.nodes):
+        multiply_out(graph, node, stateful)
     for node in list(graph.nodes):
         multiply_add(graph, node)
     graph.eliminate_dead_code()
@@ -72,6 +75,30 @@ def join_factors(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> None
                     factor.meta.update(node.meta)
                 node.args = (s, factor)
                 return join_factors(graph, node, stateful)
+
+
+def multiply_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> None:
+    """Rewrites one `(s + u) v` of equal types whose sum has no other use."""
+    if node.target is not aten.mul.Tensor or node not in stateful:
+        return
+    for inner, v in (node.args, node.args[::-1]):
+        if not isinstance(inner, fx.Node) or not isinstance(v, fx.Node) or v in stateful or len(inner.users) != 1:
+            continue
+        if inner.target is not aten.add.Tensor or inner.kwargs.get("alpha", 1) != 1:
+            continue
+        for s, u in (inner.args, inner.args[::-1]):
+            given = isinstance(s, fx.Node) and isinstance(u, fx.Node) and s in stateful and u not in stateful
+            if given and all(same_type(n, node) for n in (s, u, v)):  # type: ignore[arg-type]
+                with graph.inserting_before(node):
+                    product = graph.call_function(aten.mul.Tensor, (u, v))
+                    new = graph.call_function(aten.addcmul.default, (product, s, v))
+                for made in (product, new):
+                    made.meta.update(node.meta)
+                stateful.add(new)
+                node.replace_all_uses_with(new)
+                graph.erase_node(node)
+                graph.erase_node(inner)
+                return
 
 
 def multiply_add(graph: fx.Graph, node: fx.Node) -> None:

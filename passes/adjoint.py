@@ -5,7 +5,7 @@
 with `l_t` the cotangent of s_t, `g_t` that of y_t, J_t and K_t the derivatives of s_t and y_t by s_{t-1}. The step is the
 vector-Jacobian product that autograd takes of h, as ATen calls, the forward calls that it needs among them: what does not
 hang on the cotangents is computed for all T at once when the block is solved (split_step). Gradients of x and c follow from
-all l_t at once (fxsolve.training). Song et al. 2021, section 4.1, sweep this system a fixed number of times.
+all l_t at once (pull_back). Song et al. 2021, section 4.1, sweep this system a fixed number of times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -38,9 +37,9 @@ class NotDifferentiable(Exception):
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The backward program: (l_T.., states before each step.., stacked inputs.., g.., invariants..) -> (l_0.., l_{t-1}..).
+    """The backward program: (l_T.., states before each step.., stacked inputs.., g.., invariants..) -> (l_0.., l_t..).
 
-    All stacks are in reverse order. It calls one block. `moving`: the carries that have cotangents; `ended`: those of them
+    It calls one block, whose steps run in reverse. `moving`: the carries that have cotangents; `ended`: those of them
     whose state before a step has no gradient; `asked`: the outputs that have cotangents.
     """
 
@@ -51,7 +50,7 @@ class Adjoint:
 
 
 def adjoint(block: Recurrence) -> Adjoint:
-    """The adjoint of a block, for iterations in reverse order. Raises NotDifferentiable."""
+    """The adjoint of a block. Raises NotDifferentiable."""
     if any(node.users for node in placeholders(block.step, INDEX)):
         raise NotDifferentiable("its steps address tensors by numbers that differ from step to step")
     carries = placeholders(block.step, CARRY)
@@ -63,35 +62,26 @@ def adjoint(block: Recurrence) -> Adjoint:
         raise NotDifferentiable("it carries no real state" if not moving else "it computes with complex numbers")
     lams = [carries[k].meta["type"] for k in moving]
     gs = [returned[block.carries + k].meta["type"] for k in asked]
-    count, indices = block.carries + block.stacked, [0] * len(block.table)
     run = fx.GraphModule({}, block.step).forward
     ended: set[int] = set()
 
     def backward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
-        cotangents, inputs = flat[: len(lams) + len(gs)], list(flat[len(lams) + len(gs) :])
-        for k in moving:
-            inputs[k] = inputs[k].detach().requires_grad_()
-        with torch.enable_grad():
-            made = run(*inputs[:count], *indices, *inputs[count:])
-        out = [made[k] for k in moving] + [made[block.carries + k] for k in asked]
-        pairs = [(o, c) for o, c in zip(out, cotangents, strict=True) if o.requires_grad]
-        wanted = [inputs[k] for k in moving]
-        found: Sequence[torch.Tensor | None] = [None] * len(moving)
-        if pairs:
-            found = torch.autograd.grad([o for o, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True)
+        cotangents, inputs = flat[: len(lams) + len(gs)], flat[len(lams) + len(gs) :]
+        found = vector_jacobian(run, block, [*moving, *(block.carries + k for k in asked)], cotangents, inputs, moving)
         ended.update(k for k, g in zip(moving, found, strict=True) if g is None)
-        return [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
+        return [torch.zeros_like(inputs[k]) if g is None else g for k, g in zip(moving, found, strict=True)]
 
     examples = [kind.empty().zero_() for kind in [*lams, *gs, *given]]
+    count = block.carries + block.stacked
     before = [f"{STACKED}{i}" for i in range(count)]
     outer = [f"{STACKED}{count + i}" for i in range(len(gs))]
     names = [*(f"{CARRY}{i}" for i in range(len(lams))), *outer, *before, *(f"{CONST}{i}" for i in range(block.consts))]
     order = sorted(names, key=lambda name: (f"{CARRY}{STACKED}{CONST}".index(name[0]), int(name[1:])))
-    graph = recorded(backward, dict(zip(names, examples, strict=True)), order)
+    graph = recorded(backward, dict(zip(names, examples, strict=True)), order, len(lams))
     as_products(graph)
     stacked = count + len(gs)
     reverse = Recurrence(
-        f"{block.name}_adjoint", block.length, graph, len(lams), stacked, block.consts, len(lams), (), block.source
+        f"{block.name}_adjoint", block.length, graph, len(lams), stacked, block.consts, len(lams), (), block.source, True
     )
     return Adjoint(hoist_invariants(calling(reverse)), moving, tuple(sorted(ended)), asked)
 
@@ -119,12 +109,34 @@ def calling(block: Recurrence) -> Program:
     return Program(graph, {block.name: block}, (), (), (), ())
 
 
+def vector_jacobian(
+    run: Callable[..., Sequence[torch.Tensor]],
+    block: Recurrence,
+    results: Sequence[int],
+    cotangents: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    wanted: Sequence[int],
+) -> list[torch.Tensor | None]:
+    """What autograd gives for the wanted ones of a step's inputs (s.., x.., c..), from cotangents of some of its results."""
+    inputs = [x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(inputs)]
+    count = block.carries + block.stacked
+    with torch.enable_grad():
+        made = run(*inputs[:count], *(0 for _ in block.table), *inputs[count:])
+    pairs = [(made[k], c) for k, c in zip(results, cotangents, strict=True) if made[k].requires_grad]
+    if not pairs:
+        return [None for _ in wanted]
+    outputs, given = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, [inputs[i] for i in wanted], given, allow_unused=True))
+
+
 def is_real(kind: TensorType) -> bool:
     return kind.dtype.is_floating_point
 
 
-def recorded(fn: Callable[..., Sequence[torch.Tensor]], examples: Mapping[str, torch.Tensor], order: Sequence[str]) -> fx.Graph:
-    """A function of tensors as a step: placeholders named, and in the given order; it returns its results twice."""
+def recorded(
+    fn: Callable[..., Sequence[torch.Tensor]], examples: Mapping[str, torch.Tensor], order: Sequence[str], carries: int = 0
+) -> fx.Graph:
+    """A function of named tensors as a graph, whose placeholders come in the given order; it also returns the first few."""
     recorder = Recorder(list(enumerate(examples.values())), {})
     with recorder:
         made = fn(*examples.values())
@@ -146,31 +158,33 @@ def recorded(fn: Callable[..., Sequence[torch.Tensor]], examples: Mapping[str, t
         if name in inputs:
             env[inputs[name]] = new
     copy_nodes(graph, calls(program.graph), env)
-    state = tuple(env[n] for n in results(program.graph))
-    graph.output((*state, *state))
+    graph.output((*(env[n] for n in results(program.graph)), *placeholders(graph)[:carries]))
     return graph
+
+
+# f'(x) g of an elementwise f: linear in their first argument, g
+SLOPES = (
+    aten.tanh_backward.default, aten.sigmoid_backward.default, aten.softplus_backward.default, aten.elu_backward.default,
+    aten.threshold_backward.default, aten.leaky_relu_backward.default, aten.hardtanh_backward.default,
+    aten.gelu_backward.default, aten.silu_backward.default, aten.hardswish_backward.default, aten.mish_backward.default,
+    aten.log_sigmoid_backward.default, aten.softshrink_backward.default, aten.hardsigmoid_backward.default,
+)  # fmt: skip
 
 
 def as_products(graph: fx.Graph) -> None:
     """Derivatives as factors that do not hang on the cotangent: they are computed for all steps at once.
 
-    tanh_backward(g, y)    -->   g (1 - y y)
-    sigmoid_backward(g, y) -->   g (y (1 - y))
+    softplus_backward(g, x, ..)    -->   g * softplus_backward(1, x, ..)
     """
     for node in calls(graph):
-        if node.target not in (aten.tanh_backward.default, aten.sigmoid_backward.default):
+        if node.target not in SLOPES or node.meta["type"] != node.args[1].meta["type"]:
             continue
-        g, y = node.args
-
-        def call(target: Any, *args: Any) -> fx.Node:
-            with graph.inserting_before(node):  # noqa: B023
-                made = graph.call_function(target, args)
-            made.meta.update(node.meta)  # noqa: B023
-            return made
-
-        if node.target is aten.tanh_backward.default:
-            slope = call(aten.rsub.Scalar, call(aten.mul.Tensor, y, y), 1)
-        else:
-            slope = call(aten.mul.Tensor, y, call(aten.rsub.Scalar, y, 1))
-        node.replace_all_uses_with(call(aten.mul.Tensor, g, slope))
+        g, x = node.args[:2]
+        with graph.inserting_before(node):
+            ones = graph.call_function(aten.ones_like.default, (x,))
+            slope = graph.call_function(node.target, (ones, *node.args[1:]), node.kwargs)
+            product = graph.call_function(aten.mul.Tensor, (g, slope))
+        for made in (ones, slope, product):
+            made.meta.update(node.meta)
+        node.replace_all_uses_with(product)
         graph.erase_node(node)

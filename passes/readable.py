@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn import functional
 
 aten = torch.ops.aten
 NAME = "readable"
@@ -29,6 +30,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.sigmoid.default: torch.sigmoid,
     aten.tanh.default: torch.tanh,
     aten.relu.default: torch.relu,
+    aten.softplus.default: functional.softplus,
     aten.exp.default: torch.exp,
     aten.log.default: torch.log,
     aten.log1p.default: torch.log1p,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
@@ -17,6 +19,7 @@ def digit_images() -> tuple[Tensor, Tensor]:
     return as_input(seen.view(-1, 1, 28, 28)), as_input(held_out.view(-1, 1, 28, 28))
 
 
+@cache
 def photographs() -> list[Tensor]:
     """The photographs, (3, rows, columns)."""
     return [as_input(torch.tensor(image).permute(2, 0, 1)) for image in load_sample_images().images]

@@ -1,8 +1,8 @@
 """Train a PixelCNN++ and write its weights, from seed 0.
 
-    python -m examples.pixelcnnpp.train digits|patches [--steps N] [--resume] [--device cuda]
+    python -m examples.pixelcnnpp.train digits|patches [--steps N] [--rate R] [--resume] [--device cuda]
 
-Prints bits per dimension on images that it does not train on. On a GPU it takes minutes, on two cores about an hour.
+Every 100 steps it prints the bits per dimension on images that it does not train on, and writes the weights. On a GPU it takes minutes, on two cores about an hour.
 The weights that come with the example are those of `digits --steps 2600`, then `digits --resume` with `--steps 2000` and
 `--steps 4500`, and of `patches --steps 2400`, then `patches --steps 2400 --resume`.
 """
@@ -35,17 +35,18 @@ def bits_per_dimension(model: PixelCNNpp, images: Tensor) -> float:
 
 
 def rate(step: int, steps: int) -> float:
-    """Learning rate: warmed up, then down a half cosine to 1 %."""
+    """Part of the highest learning rate: warmed up, then down a half cosine to 1 %."""
     if step < WARM_UP:
         return (step + 1) / WARM_UP
     return 0.01 + 0.495 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))
 
 
-def train(kind: str, steps: int, resume: bool, device: str) -> None:
+def train(kind: str, steps: int, peak: float, resume: bool, device: str) -> None:
     torch.manual_seed(int(resume))
+    torch.set_flush_denormal(True)  # gradients of mixtures far from a pixel: a quarter of the time on a CPU
     model = (trained(kind).train() if resume else untrained(kind)).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.95, 0.9995))
+    optimizer = torch.optim.Adam(model.parameters(), lr=peak, betas=(0.95, 0.9995))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     seen, held_out = digit_images() if kind == "digits" else (None, held_out_patches())
     held_out = held_out.to(device)
@@ -67,7 +68,7 @@ def train(kind: str, steps: int, resume: bool, device: str) -> None:
             mean = recent / (step % 100 or 100)
             print(f"step {step}, {seconds:.0f} s: {mean:.3f} bits per dimension in training, {bits:.3f} held out", flush=True)
             recent = 0.0
-    path = save(average.module, kind)
+            path = save(average.module, kind)
     print(f"written: {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -75,10 +76,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
     parser.add_argument("--resume", action="store_true", help="go on from the saved weights, with a new schedule")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    train(options.kind, options.steps, options.resume, options.device)
+    train(options.kind, options.steps, options.rate, options.resume, options.device)
 
 
 if __name__ == "__main__":

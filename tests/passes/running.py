@@ -125,11 +125,12 @@ class InOrder(torch.nn.Module):
         block, carry, rows = self.block, list(initial), []
         assert (len(initial), len(stacked), len(consts)) == (block.carries, block.stacked, block.consts)
         assert all(len(x) == block.length for x in [*stacked, *block.table])
-        for t in range(block.length):
+        for t in reversed(range(block.length)) if block.reverse else range(block.length):
             step = Checked(self.step).run if t in (0, block.length - 1) else self.step
             out = step(*carry, *[x[t] for x in stacked], *[c[t] for c in block.table], *consts)
             carry = out[: block.carries]
             rows.append(out[block.carries :])
+        rows = rows[::-1] if block.reverse else rows
         return (*carry, *[torch.stack(column) for column in zip(*rows, strict=True)])
 
 

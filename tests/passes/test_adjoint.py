@@ -62,13 +62,13 @@ def agrees(block: Recurrence, bound: float = 1e-12) -> None:
     pairs = [(y, g) for y, g in zip([*state, *outputs], cotangents, strict=True) if y.requires_grad]
     wanted = torch.autograd.grad([y for y, _ in pairs], start, [g for _, g in pairs], materialize_grads=True, allow_unused=True)
     stacks = [torch.stack(column) for column in zip(*before, strict=True)] + stacked + cotangents[block.carries :]
-    leaves = [*cotangents[: block.carries], *[x.flip(0) for x in stacks], *consts]
+    leaves = [*cotangents[: block.carries], *stacks, *consts]
     with torch.no_grad():
         ours, _ = run_program(replace(found.program, outputs=tuple(Output(0) for _ in range(2 * block.carries))), leaves)
     for a, b in zip(ours[: block.carries], wanted, strict=True):
         assert torch.allclose(a, b, rtol=bound, atol=bound * max(1.0, float(b.abs().max())))
-    for a, b in zip(ours[: block.carries], ours[block.carries :], strict=True):
-        assert torch.equal(a, b[-1]), "the last of the stack is the gradient of the initial state"
+    for stack, last in zip(ours[block.carries :], cotangents[: block.carries], strict=True):
+        assert torch.equal(stack[-1], last), "the stack holds the cotangents of the states after each step"
 
 
 torch.manual_seed(0)

@@ -1,0 +1,56 @@
+"""Looped: a step as one Python function that walks all steps.
+
+    def walk(state, rows, indices, consts):
+        (s0,) = state; (c0,) = consts; states = []; extras = []
+        for (u0,), (i0,) in zip(rows, indices):
+            <the step's calls>
+            states.append((new state,)); extras.append((..)); (s0,) = (new state,)
+        return states, extras
+
+A call of the step for each of its equations, with all its arguments, would cost as much as a small tensor operation.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from fxsolve.ir import CARRY, CONST, INDEX, placeholders
+from fxsolve.passes.readable import readable
+
+NAME = "looped"
+HOISTED = "u"
+
+
+def looped(core: fx.Graph, carries: int) -> Callable[..., tuple[list[Any], list[Any]]]:
+    """The walk, (state, rows, indices, consts) -> (states, extras), of a step (s.., u.., i.., c..) -> (new state.., extras..)."""
+    code = readable(core).python_code("self")
+    (function,) = (node for node in ast.parse(code.src).body if isinstance(node, ast.FunctionDef))
+    *body, last = function.body
+    assert isinstance(last, ast.Return) and isinstance(last.value, ast.Tuple)
+    returned = [ast.unparse(value) for value in last.value.elts]
+    group = {prefix: packed([n.name for n in placeholders(core, prefix)]) for prefix in (CARRY, HOISTED, INDEX, CONST)}
+    state = packed(returned[:carries])
+    lines = [
+        "def walk(state, rows, indices, consts):",
+        f"    {group[CARRY]} = state; {group[CONST]} = consts; states = []; extras = []",
+        f"    for {group[HOISTED]}, {group[INDEX]} in zip(rows, indices):",
+        *(f"        {ast.unparse(statement)}" for statement in body if not forgets(statement)),
+        f"        states.append({state}); extras.append({packed(returned[carries:])}); {group[CARRY]} = {state}",
+        "    return states, extras",
+    ]
+    scope = dict(code.globals)
+    exec("\n".join(lines), scope)
+    return scope["walk"]
+
+
+def packed(names: Sequence[str]) -> str:
+    return f"({', '.join(names)}{',' if names else ''})"
+
+
+def forgets(statement: ast.stmt) -> bool:
+    """Whether it is `name = None`, by which a value is let go: the next step may need it, or overwrites it."""
+    return isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant) and statement.value.value is None
