@@ -27,6 +27,13 @@ HOISTED = "u"
 
 def looped(core: fx.Graph, carries: int) -> Callable[..., tuple[list[Any], list[Any]]]:
     """The walk, (state, rows, indices, consts) -> (states, extras), of a step (s.., u.., i.., c..) -> (new state.., extras..)."""
+    source, scope = looped_source(core, carries)
+    exec(source, scope)
+    return scope["walk"]
+
+
+def looped_source(core: fx.Graph, carries: int) -> tuple[str, dict[str, Any]]:
+    """Its Python, and the names that it uses."""
     code = readable(core).python_code("self")
     (function,) = (node for node in ast.parse(code.src).body if isinstance(node, ast.FunctionDef))
     *body, last = function.body
@@ -42,9 +49,7 @@ def looped(core: fx.Graph, carries: int) -> Callable[..., tuple[list[Any], list[
         f"        states.append({state}); extras.append({packed(returned[carries:])}); {group[CARRY]} = {state}",
         "    return states, extras",
     ]
-    scope = dict(code.globals)
-    exec("\n".join(lines), scope)
-    return scope["walk"]
+    return "\n".join(lines), dict(code.globals)
 
 
 def packed(names: Sequence[str]) -> str:

@@ -348,7 +348,7 @@ def test_an_index_out_of_range() -> None:
 
 # -- numbers that are not finite -------------------------------------------------------------------
 
-SOLVERS: list[Any] = ["auto", JacobiGS(16), JacobiGS(16, 4), Jacobi(), GSJacobi(10), GaussSeidel()]
+SOLVERS: list[Any] = ["auto", JacobiGS(16), JacobiGS(16, 4), Jacobi(), GSJacobi(10), GaussSeidel(), GaussSeidel(8)]
 ODD = [math.nan, math.inf, -math.inf, 3e38]
 
 

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fxsolve
-from fxsolve import JacobiGS
+from fxsolve import GaussSeidel, JacobiGS
 
 from .checking import EPS, assert_same_bits, assert_to_rounding, doubled, later_call, quiet
 
 LENGTH = 1024
-SOLVERS: list[Any] = ["auto", JacobiGS(64, 16), JacobiGS(32, 16), JacobiGS(16)]
+SOLVERS: list[Any] = ["auto", JacobiGS(64, 16), JacobiGS(32, 16), JacobiGS(16), GaussSeidel(4), GaussSeidel(64)]
 
 
 class Attack(NamedTuple):
@@ -496,7 +496,7 @@ def test_cells_that_seem_to_forget(name: str, solver: Any) -> None:
             assert_to_rounding(ours, theirs, exact)
 
 
-@pytest.mark.parametrize("solver", ["auto", JacobiGS(64, 24), JacobiGS(32)], ids=str)
+@pytest.mark.parametrize("solver", ["auto", JacobiGS(64, 24), JacobiGS(32), GaussSeidel(16)], ids=str)
 @pytest.mark.parametrize("name", ["growth_in_one_block", "ratchet", "middling_leak"])
 def test_no_call_of_many_is_wrong(name: str, solver: Any) -> None:
     """What is checked may change from call to call; the answer may not."""
@@ -543,7 +543,7 @@ def logistic_map() -> Attack:
 CHAOS = {"gain 1.5": gain(1.5), "gain 2": gain(2.0), "hash": hashing, "float hash": float_hash, "logistic": logistic_map}
 
 
-@pytest.mark.parametrize("solver", ["auto", JacobiGS(32), JacobiGS(64, 16)], ids=str)
+@pytest.mark.parametrize("solver", ["auto", JacobiGS(32), JacobiGS(64, 16), GaussSeidel(4), GaussSeidel(32)], ids=str)
 @pytest.mark.parametrize("name", CHAOS)
 def test_chaos_gives_the_bits_of_eager(name: str, solver: Any) -> None:
     fn, args, _ = CHAOS[name]()
@@ -597,6 +597,6 @@ def test_discontinuous_steps_give_the_bits_of_eager(name: str) -> None:
     run = looped(lambda h, x: op(0.75 * h + x))
     x = torch.rand(512, 2, 64, generator=torch.Generator().manual_seed(1))
     h = torch.zeros(2, 64)
-    for solver in ("auto", JacobiGS(32)):
+    for solver in ("auto", JacobiGS(32), GaussSeidel(16)):
         compiled = fxsolve.compile(run, solver=solver, verify="never")
         assert_same_bits(quiet(lambda: later_call(compiled, [h, x])), run(h, x))  # noqa: B023

@@ -22,7 +22,7 @@ from .checking import assert_same_bits, assert_to_rounding, clones, doubled, qui
 
 STEPS, BATCH, WIDTH = 22, 2, 4
 PROGRAMS, CHUNK = 360, 12
-PARALLEL: list[Any] = [JacobiGS(5), JacobiGS(8, 4), Jacobi(), GSJacobi(7)]
+PARALLEL: list[Any] = [JacobiGS(5), JacobiGS(8, 4), Jacobi(), GSJacobi(7), GaussSeidel(3)]
 
 UNARY: list[Callable[[Tensor], Tensor]] = [
     torch.tanh, torch.sigmoid, torch.relu, torch.sin, torch.abs, F.softplus, F.gelu, F.silu,
@@ -213,7 +213,7 @@ def bitwise(compiled: Any) -> bool:
     """Whether the last call promises eager's bits."""
     solution = compiled.solution
     return solution.fallback is not None or all(
-        b.kind == "FixedPoint" or b.solver.startswith("GaussSeidel") for b in solution.blocks
+        b.kind == "FixedPoint" or b.solver == "GaussSeidel()" for b in solution.blocks
     )
 
 

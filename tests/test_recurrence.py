@@ -27,7 +27,7 @@ from .checking import (
 )
 
 INPUTS, HIDDEN, LENGTH = 5, 8, 96
-PARALLEL = [JacobiGS(8), JacobiGS(16, 8), JacobiGS(50), Jacobi(), GSJacobi(24)]
+PARALLEL = [JacobiGS(8), JacobiGS(16, 8), JacobiGS(50), Jacobi(), GSJacobi(24), GaussSeidel(12)]
 ALL = [*PARALLEL, GaussSeidel()]
 
 
@@ -172,8 +172,19 @@ def test_in_order_gives_the_bits_of_eager(name: str) -> None:
     assert_certified(compiled, GaussSeidel())
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_in_order_without_the_invariants(name: str) -> None:
+    module = Loop(seeded(CELLS[name]))
+    compiled = fxsolve.compile(module, solver=GaussSeidel(24))
+    check_module(module, [inputs(LENGTH, 2, INPUTS)], GaussSeidel(24))
+    later_call(compiled, [inputs(LENGTH, 2, INPUTS)])
+    assert_certified(compiled, GaussSeidel(24))
+    (block,) = compiled.solution.blocks
+    assert block.contraction < 0.5 and block.steps == block.equations and block.residual == 0.0
+
+
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 5, 7])
-@pytest.mark.parametrize("solver", ["auto", JacobiGS(2), JacobiGS(16), Jacobi(), GSJacobi(3), GaussSeidel()], ids=str)
+@pytest.mark.parametrize("solver", ["auto", JacobiGS(2), JacobiGS(16), Jacobi(), GSJacobi(3), GaussSeidel(), GaussSeidel(4)], ids=str)
 def test_short_sequences(length: int, solver: Any) -> None:
     def run(x: Tensor, h: Tensor, w: Tensor) -> tuple[list[Tensor], Tensor]:
         ys = []

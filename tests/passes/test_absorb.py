@@ -57,6 +57,19 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("absorb", to_text(before) + "\n\n-->\n\n" + to_text(after))
 
 
+def adjoint_cell(call: Any, s0: Any, x0: Any, x1: Any, c0: Any) -> Any:
+    """((l + k) f') W, as the adjoint of a tanh cell has it."""
+    return call(aten.mm.default, call(aten.mul.Tensor, call(aten.add.Tensor, s0, x0), x1), c0)
+
+
+def test_sums_are_multiplied_out(golden: Callable[[str, str], None]) -> None:
+    before = step(adjoint_cell, s0=(2, 3), x0=(2, 3), x1=(2, 3), c0=(3, 3))
+    after = absorb(before)
+    golden("absorb_sum", to_text(before) + "\n\n-->\n\n" + to_text(after))
+    assert to_text(absorb(after)) == to_text(after)
+    torch.testing.assert_close(outputs(after), outputs(before), rtol=1e-13, atol=1e-13)
+
+
 def test_values_and_idempotence() -> None:
     before = step(cell, **SHAPES)
     after = absorb(before)
