@@ -344,7 +344,7 @@ class RecurrenceProblem:
         spacing = 2 if closely and step >= self.first else max(1, self.layout.block // LOOKS)
         return (step - self.first) % spacing == 0 or step == self.layout.block - 1
 
-    def beside(self, state: list[torch.Tensor]) -> list[torch.Tensor]:
+    def beside(self, state: Tensors) -> list[torch.Tensor]:
         """States KICK units away, in every component; those that start a final block stay."""
         moved = self.lowered.kicked(state, self.scales)
         if self.final > 1:
@@ -364,7 +364,7 @@ class RecurrenceProblem:
             return list(carry)
         return [c.repeat(count, *(1 for _ in c.shape[1:])) if c.dim() else c.repeat(count) for c in carry]
 
-    def shifted(self, ends: list[torch.Tensor]) -> list[torch.Tensor]:
+    def shifted(self, ends: Tensors) -> list[torch.Tensor]:
         """The end of each block as the start of the next one."""
         firsts = [c if c.dim() else c.reshape(1) for c in self.carry]
         return [torch.cat([f, e[: e.shape[0] - f.shape[0]]]) for f, e in zip(firsts, ends, strict=True)]
@@ -427,7 +427,7 @@ class RecurrenceProblem:
         """The C results of a sweep, (N*S0, ..) each, as (T, *S)."""
         layout, reverse = self.layout, self.lowered.block.reverse
         if layout.count == 1:
-            return torch.stack(values[::-1] if reverse else values)
+            return torch.stack(list(values[::-1] if reverse else values))
         blocks = [v.reshape(layout.count, *kind.shape) for v in values]
         run = torch.stack(blocks, 1).view(-1, *kind.shape)[: layout.length]
         return run.flip(0) if reverse else run

@@ -177,9 +177,11 @@ def as_products(graph: fx.Graph) -> None:
     softplus_backward(g, x, ..)    -->   g * softplus_backward(1, x, ..)
     """
     for node in calls(graph):
-        if node.target not in SLOPES or node.meta["type"] != node.args[1].meta["type"]:
+        if node.target not in SLOPES:
             continue
-        g, x = node.args[:2]
+        g, x = node.all_input_nodes[0], node.args[1]
+        if not isinstance(x, fx.Node) or node.args[0] is not g or x.meta["type"] != node.meta["type"]:
+            continue
         with graph.inserting_before(node):
             ones = graph.call_function(aten.ones_like.default, (x,))
             slope = graph.call_function(node.target, (ones, *node.args[1:]), node.kwargs)

@@ -26,7 +26,7 @@ HOISTED = "u"
 
 
 def looped(core: fx.Graph, carries: int) -> Callable[..., tuple[list[Any], list[Any]]]:
-    """The walk, (state, rows, indices, consts) -> (states, extras), of a step (s.., u.., i.., c..) -> (new state.., extras..)."""
+    """The walk (state, rows, indices, consts) -> (states, extras) of a step (s.., u.., i.., c..) -> (new state.., extras..)."""
     source, scope = looped_source(core, carries)
     exec(source, scope)
     return scope["walk"]

@@ -2,7 +2,8 @@
 
     python -m examples.pixelcnnpp.train digits|patches [--steps N] [--rate R] [--resume] [--device cuda]
 
-Every 100 steps it prints the bits per dimension on images that it does not train on, and writes the weights. On a GPU it takes minutes, on two cores about an hour.
+Every 100 steps it prints the bits per dimension on images that it does not train on, and writes the weights. On a GPU it
+takes minutes, on two cores about an hour.
 The weights that come with the example are those of `digits --steps 2600`, then `digits --resume` with `--steps 2000` and
 `--steps 4500`, and of `patches --steps 2400`, then `patches --steps 2400 --resume`.
 """
