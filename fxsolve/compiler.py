@@ -257,7 +257,7 @@ class Compiler:
             forced = self.options.solvers.get(name, self.options.solvers.get("*"))
             gradient = self.gradient_of(block, forced) if trains else None
             block = block if gradient is None else gradient.forward
-            known = self.plans.get(structure(block))
+            known = self.plans.get(plan_key(block))
             runners[name] = BlockRunner(block, forced, self.options.exactness, known, padded)
             runners[name].gradient = gradient
         return Executable(program, runners, trains)
@@ -283,7 +283,7 @@ class Compiler:
         reused = all(r.known is not None for r in runners)
         for runner in runners:
             if runner.plan is not None:
-                self.plans.setdefault(structure(runner.block), runner.plan)
+                self.plans.setdefault(plan_key(runner.block), runner.plan)
         if not self.options.solvers:
             if in_order(executable):
                 self.run_original(entry, executable)
@@ -440,6 +440,11 @@ class Clock:
 
 
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))
+
+
+def plan_key(block: Recurrence) -> Hashable:
+    """Blocks with the same key get the same plan: one step, at lengths of the same order."""
+    return structure(block), block.length.bit_length() // 2
 
 
 def structure(block: Any) -> str:

@@ -1,191 +1,45 @@
-"""A Recurrence, lowered: hoisted inputs for all steps at once, the core in parallel blocks, the readout at the end.
-
-Steps are laid out as (C, N): position j of block n is step n*C + j, so the j-th call of the core advances all N blocks by
-one step on contiguous rows. The core is batched by folding the N blocks into its own leading dimension: it makes exactly
-as many calls as one eager step.
-"""
+"""A Recurrence, solved: parallel blocks that are walked until they meet, or one walk in order, with its certificate."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxsolve.beside import BesideInOrder, BesideTheGuess, BesideTheLast, Walk
 from fxsolve.bits import same_bits
-from fxsolve.certificate import CONTRACTION, GOOD, KICK, LOOKS, signs, yardsticks
-from fxsolve.continuity import continuous
-from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, TensorType, placeholders, results
-from fxsolve.passes.absorb import absorb
-from fxsolve.passes.batch_step import batch_step
-from fxsolve.passes.looped import looped
-from fxsolve.passes.readable import generated
-from fxsolve.passes.reuse import reuse
-from fxsolve.passes.split_step import SplitStep, split_step
-from fxsolve.passes.units import unit_step
+from fxsolve.certificate import CONTRACTION, GOOD, LOOKS, yardsticks
+from fxsolve.ir import CARRY, TensorType
+from fxsolve.lowered import LoweredRecurrence, fold
 from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
 
 Tensors = Sequence[torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Generated code for windows of `length` steps in `count` blocks of `block` steps."""
-
-    length: int
-    block: int
-    count: int
-    order: torch.Tensor  # (block * count,): the step at each place, clipped to the window
-    pre: Callable[..., Any]
-    core: Callable[..., Any]
-    units: Callable[..., Any]
-    post: Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Stretches:
-    """Generated code for the steps of a walk in order, cut into `count` stretches of `block` steps, all at once."""
-
-    block: int
-    count: int
-    spacing: int  # after so many steps distances are taken
-    order: torch.Tensor  # (block * count,): the step at each place; the last stretch overlaps with the one before it
-    places: torch.Tensor  # ((block + 1) * count,): likewise the number of steps before it, and behind the last
-    index: list[list[torch.Tensor]]  # for each step of a stretch the index constants
-    core: Callable[..., Any]
-
-    def inputs(self, hoisted: Tensors, consts: Tensors) -> list[list[Any]]:
-        """For each step of the stretches what the core takes besides the state; `hoisted` are those of all steps in order."""
-        columns = [fold(u.index_select(0, self.order), self).unbind(0) for u in hoisted]
-        return [[*(c[j] for c in columns), *self.index[j], *consts] for j in range(self.block)]
-
-
-class LoweredRecurrence:
-    """A recurrence and its generated code, kept per layout."""
-
-    def __init__(self, block: Recurrence, floor: float = 0.0, linear: bool = False) -> None:
-        self.threads: int | None = None  # None: as torch is set
-        self.linear = linear  # in the state: rounding in order stays what it is in eager's order
-        self.floor = floor  # no component of the state is held to less than this many eps
-        self.block = block = replace(block, step=absorb(block.step))
-        self.split: SplitStep = split_step(block)
-        self.walk = looped(reuse(self.split.core), block.carries)
-        self.layouts: dict[tuple[int, int], Layout] = {}
-        self.cut: dict[tuple[int, int], Stretches] = {}
-        self.moves: dict[tuple[int, int], list[torch.Tensor | None]] = {}
-        self.kicks: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        self.tables: dict[tuple[int, int, int], list[torch.Tensor]] = {}
-        self.indices: dict[tuple[int, int, int], list[list[Any]]] = {}
-        self.carry_types = [n.meta["type"] for n in placeholders(block.step, CARRY)]
-        returned = results(self.split.core)[block.carries :]
-        self.extra_types = [n.meta["type"] for n in returned]
-        self.output_types = [n.meta["type"] for n in results(block.step)[block.carries :]]
-        self.lead = [(n.name, bool(n.users)) for n in placeholders(self.split.post, CARRY, "n", "e")]
-        self.continuous = continuous(self.split.core, block.carries)
-
-    def layout(self, length: int, block: int, device: torch.device) -> Layout:
-        key = (length, block)
-        if key not in self.layouts:
-            self.layouts[key] = self.lower(length, block, device)
-        return self.layouts[key]
-
-    def lower(self, length: int, block: int, device: torch.device) -> Layout:
-        count = math.ceil(length / block)
-        places = torch.arange(count * block).reshape(count, block).t().reshape(-1)
-        pre = batch_step(self.split.pre, names(self.split.pre, STACKED, INDEX), count * block)
-        post = batch_step(self.split.post, names(self.split.post, CARRY, "n", "e", "u", INDEX), count * block)
-        order = places.clamp(max=length - 1).to(device)
-        core = self.side_by_side(count)
-        units = unit_step(core, self.block.carries)
-        return Layout(length, block, count, order, generated(pre), generated(reuse(core)), generated(units), generated(post))
-
-    def side_by_side(self, count: int) -> fx.Graph:
-        """The core for `count` blocks at once."""
-        core = self.split.core
-        return core if count == 1 else batch_step(core, names(core, CARRY, "u", INDEX), count, fold=True)
-
-    def stretches(self, length: int, block: int, device: torch.device) -> Stretches:
-        key = (length, block)
-        if key not in self.cut:
-            count = math.ceil(length / block)
-            starts = (torch.arange(count) * block).clamp(max=length - block)
-            order = (starts + torch.arange(block)[:, None]).reshape(-1)
-            order = self.place(order, length).to(device)
-            columns = [torch.tensor(c, device=device)[order].view(block, count) for c in self.block.table]
-            index = [[c[j] for c in columns] for j in range(block)]
-            core = generated(reuse(self.side_by_side(count)))
-            spacing = next(s for s in range(max(1, 2 * block // LOOKS), 0, -1) if block % s == 0)
-            places = self.place(torch.cat([starts + j for j in range(block + 1)]), length + 1).to(device)
-            self.cut[key] = Stretches(block, count, spacing, order, places, index, core)
-        return self.cut[key]
-
-    def place(self, step: Any, length: int) -> Any:
-        """Where in stacks of `length` the step is that comes `step`-th."""
-        return length - 1 - step if self.block.reverse else step
-
-    def table(self, low: int, layout: Layout, order: torch.Tensor) -> list[torch.Tensor]:
-        """The index columns in the order of a window's inputs; kept, as they never change."""
-        key = (low, layout.length, layout.block)
-        if key not in self.tables:
-            self.tables[key] = [torch.tensor(c, device=order.device)[order] for c in self.block.table]
-        return self.tables[key]
-
-    def noise(self, layout: Layout, starts: Tensors) -> list[torch.Tensor | None]:
-        """Fixed moves of a tenth or so, of either sign, for every component of every block's start."""
-        key = (layout.length, layout.block)
-        if key not in self.moves:
-            generator = torch.Generator().manual_seed(0)
-            made: list[torch.Tensor | None] = []
-            for s in starts:
-                size = 0.05 + 0.1 * torch.rand(s.shape, generator=generator)
-                sign = 1.0 - 2.0 * (torch.rand(s.shape, generator=generator) < 0.5).float()
-                made.append((size * sign).to(s.device, s.dtype) if s.is_floating_point() else None)
-            self.moves[key] = made
-        return self.moves[key]
-
-    def kicked(self, state: Tensors, scales: Tensors) -> list[torch.Tensor]:
-        """States KICK units away, in every component, up or down."""
-        count = tuple(len(scale) for scale in scales)
-        if count not in self.kicks:
-            self.kicks[count] = [KICK * signs(s) for s in scales]
-        pairs = zip(state, scales, self.kicks[count], strict=True)
-        return [torch.addcmul(s.reshape(scale.shape), scale, kick).reshape(s.shape) for s, scale, kick in pairs]
-
-    def in_eps(self, bounds: Tensors) -> list[torch.Tensor]:
-        """Rounding units, from their multiples of eps."""
-        return [(b.clamp(min=self.floor) if self.floor else b) * torch.finfo(b.dtype).eps for b in bounds]
-
-    def rows(self, carry: int) -> int:
-        """Rows of one block in the folded layout of a carry."""
-        shape = self.carry_types[carry].shape
-        return shape[0] if shape else 1
-
-    def solve(
-        self, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors, limit: int | None
-    ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-        """(final carries.., stacked outputs..) and the figures of a BlockSolution. Raises NotSolved without certificate."""
-        problem = RecurrenceProblem(self, solver, initial, stacked, consts)
-        with threads(self.threads):
-            frontier = drive(problem, solver, limit)
-            chaotic = problem.contraction is not None and problem.contraction >= 1.0
-            if frontier and (frontier[-1] < self.block.length or chaotic):
-                raise NotSolved(problem.why_not())
-            values, certificate = problem.finish()
-        figures = {
-            "sweeps": len(frontier),
-            "steps": problem.steps,
-            "frontier": frontier,
-            "residual": problem.residual,
-            "contraction": problem.contraction,
-            "certificate": certificate,
-        }
-        return values, figures
+def solve(
+    lowered: LoweredRecurrence, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors, limit: int | None
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """(final carries.., stacked outputs..) and the figures of a BlockSolution. Raises NotSolved without certificate."""
+    problem = RecurrenceProblem(lowered, solver, initial, stacked, consts)
+    with threads(lowered.threads):
+        frontier = drive(problem, solver, limit)
+        chaotic = problem.contraction is not None and problem.contraction >= 1.0
+        if frontier and (frontier[-1] < lowered.block.length or chaotic):
+            raise NotSolved(problem.why_not())
+        values, certificate = problem.finish()
+    figures = {
+        "sweeps": len(frontier),
+        "steps": problem.steps,
+        "frontier": frontier,
+        "residual": problem.residual,
+        "contraction": problem.contraction,
+        "certificate": certificate,
+    }
+    return values, figures
 
 
 class RecurrenceProblem:
@@ -494,17 +348,3 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def names(graph: fx.Graph, *prefixes: str) -> list[str]:
-    return [n.name for n in placeholders(graph) if n.name.startswith(prefixes)]
-
-
-def fold(value: torch.Tensor, layout: Layout | Stretches) -> torch.Tensor:
-    """(C*N, *S) --> (C, N*S0, ..): what call j of the core takes is row j; in order, (T, *S)."""
-    if layout.count == 1:
-        return value
-    shape = value.shape[1:]
-    if not shape:
-        return value.reshape(layout.block, layout.count)
-    return value.reshape(layout.block, layout.count * shape[0], *shape[1:])

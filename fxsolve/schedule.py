@@ -21,13 +21,14 @@ from fxsolve.bits import same_bits
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
 from fxsolve.ir import CONST, FixedPoint, Recurrence
+from fxsolve.lowered import LoweredRecurrence
 from fxsolve.passes.causality import Proof, prove
 from fxsolve.passes.noise import pinned
 from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
 from fxsolve.passes.sink import sink
 from fxsolve.passes.slots import fixed_point
-from fxsolve.recurrence import LoweredRecurrence
+from fxsolve.recurrence import solve
 from fxsolve.repeat import LoweredRepeat, repeats
 from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
@@ -150,7 +151,7 @@ class BlockRunner(torch.nn.Module):
             return self.fixed.solve(plan.solver, initial, stacked, consts, plan.limit)
         assert self.recurrence is not None
         try:
-            solved = self.recurrence.solve(plan.solver, initial, stacked, consts, plan.limit)
+            solved = solve(self.recurrence, plan.solver, initial, stacked, consts, plan.limit)
             self.held, self.misses = self.held + 1, 0
             return solved
         except NotSolved as error:
@@ -315,7 +316,7 @@ class BlockRunner(torch.nn.Module):
 
         def attempt(solver: Solver, limit: int = SWEEP_LIMIT) -> bool:
             try:
-                lowered.solve(solver, initial, stacked, consts, limit)
+                solve(lowered, solver, initial, stacked, consts, limit)
                 return True
             except NotSolved as error:
                 tried.append(Candidate(str(solver), None, str(error)))
