@@ -254,8 +254,8 @@ class RecurrenceProblem:
             value = states[place][k]
             if layout.count > 1:
                 rows = lowered.rows(k)
-                value = value[block * rows : (block + 1) * rows].reshape(kind.shape).clone()
-            final.append(value)
+                value = value[block * rows : (block + 1) * rows].reshape(kind.shape)
+            final.append(value.clone())
         self.carry = final
         return self.high
 
