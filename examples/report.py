@@ -15,6 +15,8 @@ from rich.table import Table
 import fxsolve
 
 SEED = 7
+ROUND = 0.02  # seconds
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,11 +38,18 @@ class Row:
 def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of `rounds` runs of each variant, taken in turns so that all see the same machine."""
+    """Seconds of a run of each variant, `rounds` of them, taken in turns so that all see the same machine.
+
+    A round is the mean of as many runs as take ROUND seconds: the first one, after another program's, also pays for what
+    that one drove out of the caches.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
-            seconds[name].append(once(run, device))
+            taken = [once(run, device)]
+            while sum(taken) < ROUND:
+                taken.append(once(run, device))
+            seconds[name].append(statistics.fmean(taken))
     return seconds
 
 
