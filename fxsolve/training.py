@@ -1,7 +1,8 @@
 """Backpropagation through a block: one autograd function, whose backward solves the adjoint block.
 
     l_{t-1} = J_t^T l_t + K_t^T g_t                   for t = T .. 1, by the solvers of any recurrence (fxsolve.passes.adjoint)
-    dx_t, dc = sum_t (l_t, g_t)^T d(s_t, y_t)/d(x_t, c)     one vector-Jacobian product of all T steps as one call
+    dx_t = (l_t, g_t)^T d(s_t, y_t)/dx_t              on the way
+    dc = sum_t (l_t, g_t)^T d(s_t, y_t)/dc            one vector-Jacobian product of all T steps (fxsolve.passes.pull_back)
 
 What lies around a block is plain autograd. Double backward is refused by name.
 """
@@ -67,7 +68,7 @@ class BlockGradient:
         self.pulls: dict[tuple[int, ...], tuple[Callable[..., Any], list[int]]] = {}
 
     def pulled_back(self, wanted: tuple[int, ...]) -> tuple[Callable[..., Any], list[int]]:
-        """The code for the gradients of some of (initial.., hoisted inputs.., consts..), and which of them it gives."""
+        """The code for the gradients of some invariants, and which of them it gives."""
         if wanted not in self.pulls:
             graph, places = pull_back(self.block, self.adjoint, wanted)
             self.pulls[wanted] = generated(reuse(graph)), places
@@ -110,16 +111,19 @@ class BlockGradient:
         finals = [cotangents[k].contiguous() for k in moving]
         outer = [cotangents[block.carries + k] for k in asked]
         values = self.reverse(*finals, *states, *stacked, *outer, *consts)
-        lams = values[len(moving) :]
+        inputs, lams = values[len(moving) : -len(moving)], values[-len(moving) :]
         gradients: list[Any] = [None] * len(given)
         for k, value in zip(moving, values, strict=False):
             gradients[k] = None if k in self.adjoint.ended else value
-        chosen = tuple(i for i in range(block.carries, len(given)) if wanted[i])
+        for i, value in zip(self.adjoint.reached, inputs, strict=True):
+            gradients[block.carries + i] = value
+        first = block.carries + block.stacked
+        chosen = tuple(i for i in range(block.consts) if wanted[first + i])
         if chosen:
             found, places = self.pulled_back(chosen)
-            stacks = [x.contiguous() for x in [*lams, *outer, *states, *stacked]]
-            for i, gradient in zip(places, found(*stacks, *consts), strict=True):
-                gradients[i] = gradient
+            stacks = [x.contiguous() for x in [*lams, *outer, *inputs, *states, *stacked]]
+            for i, value in zip(places, found(*stacks, *consts), strict=True):
+                gradients[first + i] = value
         return gradients
 
 

@@ -37,16 +37,18 @@ class NotDifferentiable(Exception):
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The backward program: (l_T.., states before each step.., stacked inputs.., g.., invariants..) -> (l_0.., l_t..).
+    """The backward program: (l_T.., states before each step.., stacked inputs.., g.., invariants..) -> (l_0.., dx.., l_t..).
 
     It calls one block, whose steps run in reverse. `moving`: the carries that have cotangents; `ended`: those of them
-    whose state before a step has no gradient; `asked`: the outputs that have cotangents.
+    whose state before a step has no gradient; `asked`: the outputs that have cotangents; `reached`: the stacked inputs that
+    have gradients, dx.
     """
 
     program: Program
     moving: tuple[int, ...]
     ended: tuple[int, ...]
     asked: tuple[int, ...]
+    reached: tuple[int, ...]
 
 
 def adjoint(block: Recurrence) -> Adjoint:
@@ -63,13 +65,19 @@ def adjoint(block: Recurrence) -> Adjoint:
     lams = [carries[k].meta["type"] for k in moving]
     gs = [returned[block.carries + k].meta["type"] for k in asked]
     run = fx.GraphModule({}, block.step).forward
+    varying = [i for i in range(block.stacked) if is_real(given[block.carries + i])]
     ended: set[int] = set()
+    reached: set[int] = set()
 
     def backward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
         cotangents, inputs = flat[: len(lams) + len(gs)], flat[len(lams) + len(gs) :]
-        found = vector_jacobian(run, block, [*moving, *(block.carries + k for k in asked)], cotangents, inputs, moving)
-        ended.update(k for k, g in zip(moving, found, strict=True) if g is None)
-        return [torch.zeros_like(inputs[k]) if g is None else g for k, g in zip(moving, found, strict=True)]
+        wanted = [*moving, *(block.carries + i for i in varying)]
+        found = vector_jacobian(run, block, [*moving, *(block.carries + k for k in asked)], cotangents, inputs, wanted)
+        state, dx = found[: len(moving)], found[len(moving) :]
+        ended.update(k for k, g in zip(moving, state, strict=True) if g is None)
+        reached.update(i for i, g in zip(varying, dx, strict=True) if g is not None)
+        state = [torch.zeros_like(inputs[k]) if g is None else g for k, g in zip(moving, state, strict=True)]
+        return [*state, *(g for g in dx if g is not None)]
 
     examples = [kind.empty().zero_() for kind in [*lams, *gs, *given]]
     count = block.carries + block.stacked
@@ -79,11 +87,9 @@ def adjoint(block: Recurrence) -> Adjoint:
     order = sorted(names, key=lambda name: (f"{CARRY}{STACKED}{CONST}".index(name[0]), int(name[1:])))
     graph = recorded(backward, dict(zip(names, examples, strict=True)), order, len(lams))
     as_products(graph)
-    stacked = count + len(gs)
-    reverse = Recurrence(
-        f"{block.name}_adjoint", block.length, graph, len(lams), stacked, block.consts, len(lams), (), block.source, True
-    )
-    return Adjoint(hoist_invariants(calling(reverse)), moving, tuple(sorted(ended)), asked)
+    sizes = (len(lams), count + len(gs), block.consts, len(reached) + len(lams))
+    reverse = Recurrence(f"{block.name}_adjoint", block.length, graph, *sizes, (), block.source, True)
+    return Adjoint(hoist_invariants(calling(reverse)), moving, tuple(sorted(ended)), asked, tuple(sorted(reached)))
 
 
 def calling(block: Recurrence) -> Program:

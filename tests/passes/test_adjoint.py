@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxsolve.ir import CARRY, STACKED, Recurrence, placeholders, to_text
+from fxsolve.ir import CARRY, STACKED, Recurrence, placeholders, results, to_text
 from fxsolve.passes.adjoint import NotDifferentiable, adjoint
 from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.split_step import inputs_apart
@@ -48,6 +48,7 @@ def agrees(block: Recurrence, bound: float = 1e-12) -> None:
         return drawn if lead else [k.empty().copy_(d) for k, d in zip(kinds, drawn, strict=True)]
 
     initial, stacked, consts = example(CARRY), example(STACKED, block.length), example("c")
+    real = [x.requires_grad_() for x in stacked if x.is_floating_point()]
     step = torch.fx.GraphModule({}, block.step)
     start = [s.requires_grad_() for s in initial]
     state: Sequence[Tensor] = start
@@ -60,14 +61,16 @@ def agrees(block: Recurrence, bound: float = 1e-12) -> None:
     outputs = [torch.stack(column) for column in zip(*made, strict=True)]
     cotangents = [torch.randn(y.shape, dtype=y.dtype, generator=generator) for y in [*state, *outputs]]
     pairs = [(y, g) for y, g in zip([*state, *outputs], cotangents, strict=True) if y.requires_grad]
-    wanted = torch.autograd.grad([y for y, _ in pairs], start, [g for _, g in pairs], materialize_grads=True, allow_unused=True)
+    by = [*start, *real]
+    wanted = torch.autograd.grad([y for y, _ in pairs], by, [g for _, g in pairs], materialize_grads=True, allow_unused=True)
     stacks = [torch.stack(column) for column in zip(*before, strict=True)] + stacked + cotangents[block.carries :]
     leaves = [*cotangents[: block.carries], *stacks, *consts]
     with torch.no_grad():
-        ours, _ = run_program(replace(found.program, outputs=tuple(Output(0) for _ in range(2 * block.carries))), leaves)
-    for a, b in zip(ours[: block.carries], wanted, strict=True):
+        ours, _ = run_program(replace(found.program, outputs=tuple(Output(0) for _ in results(found.program.graph))), leaves)
+    reached = [wanted[block.carries + i] for i in found.reached]
+    for a, b in zip(ours[: block.carries + len(reached)], [*wanted[: block.carries], *reached], strict=True):
         assert torch.allclose(a, b, rtol=bound, atol=bound * max(1.0, float(b.abs().max())))
-    for stack, last in zip(ours[block.carries :], cotangents[: block.carries], strict=True):
+    for stack, last in zip(ours[block.carries + len(reached) :], cotangents[: block.carries], strict=True):
         assert torch.equal(stack[-1], last), "the stack holds the cotangents of the states after each step"
 
 
