@@ -74,7 +74,7 @@ class Compiler:
     def __init__(self, fn: Callable[..., Any], options: Options) -> None:
         self.fn, self.options = fn, options
         self.entries: dict[Hashable, Entry] = {}
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[Hashable, Plan] = {}
         self.warned: set[str] = set()
         self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
         self.solution: Solution | None = None

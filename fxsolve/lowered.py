@@ -83,6 +83,9 @@ class LoweredRecurrence:
         self.output_types = [n.meta["type"] for n in results(block.step)[block.carries :]]
         self.lead = [(n.name, bool(n.users)) for n in placeholders(self.split.post, CARRY, "n", "e")]
         self.continuous = continuous(self.split.core, block.carries)
+        read = [bool(n.users) for n in placeholders(self.split.post, "u")]
+        self.outlives = [r or ("pre", k) in self.split.outputs for k, r in enumerate(read)]  # of the hoisted values
+        self.hoists_first = hoists_first(self.split.pre)
 
     def layout(self, length: int, block: int, device: torch.device) -> Layout:
         key = (length, block)
@@ -93,12 +96,14 @@ class LoweredRecurrence:
     def lower(self, length: int, block: int, device: torch.device) -> Layout:
         count = math.ceil(length / block)
         places = torch.arange(count * block).reshape(count, block).t().reshape(-1)
-        pre = batch_step(self.split.pre, names(self.split.pre, STACKED, INDEX), count * block)
+        rows = length if self.hoists_first else count * block
+        pre = batch_step(self.split.pre, names(self.split.pre, STACKED, INDEX), rows)
         post = batch_step(self.split.post, names(self.split.post, CARRY, "n", "e", "u", INDEX), count * block)
         order = places.clamp(max=length - 1).to(device)
         core = self.side_by_side(count)
         units = unit_step(core, self.block.carries)
-        return Layout(length, block, count, order, generated(pre), generated(reuse(core)), generated(units), generated(post))
+        made = generated(reuse(pre)), generated(reuse(core)), generated(units), generated(post)
+        return Layout(length, block, count, order, *made)
 
     def side_by_side(self, count: int) -> fx.Graph:
         """The core for `count` blocks at once."""
@@ -160,6 +165,14 @@ class LoweredRecurrence:
         """Rows of one block in the folded layout of a carry."""
         shape = self.carry_types[carry].shape
         return shape[0] if shape else 1
+
+
+def hoists_first(pre: fx.Graph) -> bool:
+    """Whether there is less to put in order after the invariants were taken out of the steps than before."""
+    if any(n.users for n in placeholders(pre, INDEX)):
+        return False
+    inputs, hoisted = ([n.meta["type"] for n in nodes] for nodes in (placeholders(pre, STACKED), dict.fromkeys(results(pre))))
+    return sum(math.prod(k.shape) for k in inputs) >= sum(math.prod(k.shape) for k in hoisted)
 
 
 def names(graph: fx.Graph, *prefixes: str) -> list[str]:

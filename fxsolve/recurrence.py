@@ -67,17 +67,20 @@ class RecurrenceProblem:
         self.low, self.high = low, high
         lowered, length = self.lowered, high - low
         self.layout = layout = lowered.layout(length, block, self.device)
-        order = lowered.place(layout.order + low, self.equations)
-        if layout.count == 1:  # the window's inputs stay where they are
-            first = int(min(lowered.place(low, self.equations), lowered.place(high - 1, self.equations)))
-            order = layout.order + first
+        first = int(min(lowered.place(low, self.equations), lowered.place(high - 1, self.equations)))
+        order = layout.order + first if layout.count == 1 else lowered.place(layout.order + low, self.equations)
+        self.table = lowered.table(low, layout, order)
+        if layout.count == 1 or lowered.hoists_first:  # the window's inputs stay where they are
             inputs = [x if length == self.equations else x.narrow(0, first, length) for x in self.stacked]
         else:
             inputs = [x.index_select(0, order) for x in self.stacked]
-        self.table = lowered.table(low, layout, order)
-        hoisted = layout.pre(*inputs, *self.table, *self.consts)
+        hoisted = list(layout.pre(*inputs, *self.table, *self.consts))
         del inputs
-        self.hoisted = list(hoisted)
+        if layout.count > 1 and lowered.hoists_first:
+            for k, u in enumerate(hoisted):
+                hoisted[k] = u.index_select(0, order - first)
+                del u
+        self.hoisted: list[Any] = hoisted
         self.folded = list(zip(*[fold(u, layout).unbind(0) for u in hoisted], strict=True)) or [()] * layout.block
         if layout.count == 1 and lowered.block.reverse:
             self.folded.reverse()
@@ -137,6 +140,8 @@ class RecurrenceProblem:
                 states[j:], extras[j + 1 :] = before.states[j:], before.extras[j + 1 :]
                 self.met = True
                 break
+            if before is not None:  # it is needed no more, and what is kept leaves the caches
+                before.states[j] = before.extras[j] = ()
         self.steps += j + 1
 
     def commit(self) -> int:
@@ -248,6 +253,8 @@ class RecurrenceProblem:
         assert self.walk is not None
         states = self.walk.states
         block, place = divmod(layout.length - 1, layout.block)
+        self.folded = []
+        self.hoisted = [u if kept else None for u, kept in zip(self.hoisted, lowered.outlives, strict=True)]
         self.pieces.append(self.outputs(self.walk))
         final = []
         for k, kind in enumerate(lowered.carry_types):

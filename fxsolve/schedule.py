@@ -330,7 +330,9 @@ class BlockRunner(torch.nn.Module):
         near.sort(key=lambda b: abs(math.log(b / first)))
         checked = next((GaussSeidel(c) for c in checks if attempt(GaussSeidel(c))), None)
         deadline = time.perf_counter() + TRIAL_SECONDS
-        for solver in [*([checked] if checked else []), *map(solver_of, near)]:
+        candidates: list[Solver] = [solver_of(block) for block in near]
+        candidates[3:3] = [checked] if checked else []
+        for solver in candidates:
             lowered.threads = None
             if (seconds and time.perf_counter() > deadline) or not attempt(solver, limit(solver.block_of(self.block.length))):
                 continue

@@ -94,16 +94,10 @@ class BlockGradient:
 
         They are linear in the cotangents, which are brought to the order of one, by a power of two: without rounding.
         """
-        real = [i for i, c in enumerate(cotangents) if c.is_floating_point()]
-        exponent = order_of([cotangents[i] for i in real])
-        small = list(cotangents)
-        for i, c in zip(real, torch._foreach_mul([cotangents[i] for i in real], 2.0**-exponent), strict=True):
-            small[i] = c
+        exponent = order_of([c for c in cotangents if c.is_floating_point()])
+        small = [c * 2.0**-exponent if c.is_floating_point() else c for c in cotangents]
         found = self.of_order_one(given, states, small, wanted)
-        there = [i for i, g in enumerate(found) if g is not None]
-        for i, g in zip(there, torch._foreach_mul([found[i] for i in there], 2.0**exponent), strict=True):
-            found[i] = g
-        return found
+        return [None if g is None else g * 2.0**exponent for g in found]
 
     def of_order_one(self, given: Tensors, states: Tensors, cotangents: Tensors, wanted: Sequence[bool]) -> list[Any]:
         block, moving, asked = self.block, self.adjoint.moving, self.adjoint.asked
@@ -157,8 +151,7 @@ class Solve(torch.autograd.Function):
 
 def order_of(values: Tensors) -> int:
     """The exponent of two of the largest element; 0 where there is none."""
-    sizes = torch._foreach_norm([v for v in values if v.numel()], math.inf)
-    largest = max(map(float, sizes), default=0.0)
+    largest = max([float(v.abs().max()) for v in values if v.numel()], default=0.0)
     return max(-100, min(math.frexp(largest)[1], 100)) if math.isfinite(largest) and largest else 0
 
 
