@@ -4,8 +4,9 @@
 
 Every 100 steps it prints the bits per dimension on images that it does not train on, and writes the weights. On a GPU it
 takes minutes, on two cores about an hour.
-The weights that come with the example are those of `digits --steps 2600`, then `digits --resume` with `--steps 2000` and
-`--steps 4500`, and of `patches --steps 2400`, then `patches --steps 2400 --resume`.
+The weights that come with the example are those of `digits --steps 2600`, then `digits --resume` with `--steps 2000`,
+`--steps 4500` and `--steps 6000 --rate 5e-4`; of `patches --steps 2400`, then `patches --resume` with `--steps 2400` and
+`--steps 5000 --rate 5e-4`.
 """
 
 from __future__ import annotations
