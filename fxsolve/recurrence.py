@@ -148,9 +148,9 @@ class RecurrenceProblem:
         layout, lowered = self.layout, self.lowered
         assert self.walk is not None
         ends = self.walk.states[-1]
-        if layout.count == 1 and self.check and self.carry and not lowered.linear:
-            block = min(self.check, layout.length // 2)
-            self.contraction = BesideInOrder(self, block).contraction() if block else 0.0
+        if layout.count == 1 and layout.length > 1 and self.carry and lowered.continuous and not lowered.linear:
+            self.check = min(self.check or layout.length, layout.length // 2)
+            self.contraction = BesideInOrder(self, self.check).contraction()
             if not self.contraction < CONTRACTION:
                 raise NotSolved(self.why_not())
         if self.met or layout.count == 1:
