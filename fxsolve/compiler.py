@@ -315,7 +315,7 @@ class Compiler:
         entry.choice = "compiled"
 
     def run_original(self, entry: Entry, executable: Executable) -> None:
-        """From now on: no block has a parallel schedule."""
+        """From now on: no block has another schedule than eager's own."""
         reasons = "; ".join(dict.fromkeys(r.plan.reason for r in executable.runners.values() if r.plan is not None))
         entry.executable, entry.rejected = None, executable
         entry.choice = f"the original runs, in order: {reasons}"
@@ -415,7 +415,7 @@ def untrainable(recording: Recording) -> str | None:
 
 
 def in_order(executable: Executable) -> bool:
-    """Whether no block found a parallel schedule."""
+    """Whether every block makes eager's own calls: no other schedule was certified."""
     return all(r.plan is None or r.plan.in_order for r in executable.runners.values())
 
 

@@ -60,45 +60,45 @@ def absorbable(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
                 yield node, product, other
 
 
-def join_factors(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> None:
-    """Rewrites one `(s u) v` of equal types."""
+def with_factor(node: fx.Node, target: object, stateful: set[fx.Node]) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node] | None:
+    """(inner, s, u, v) where a node is `inner v` and inner is `target(s, u)`, of equal types, and only s has a state in it."""
     if node.target is not aten.mul.Tensor or node not in stateful:
-        return
+        return None
     for inner, v in (node.args, node.args[::-1]):
-        if not isinstance(inner, fx.Node) or not isinstance(v, fx.Node) or v in stateful or inner.target is not aten.mul.Tensor:
+        if not isinstance(inner, fx.Node) or not isinstance(v, fx.Node) or v in stateful or inner.target is not target:
             continue
         for s, u in (inner.args, inner.args[::-1]):
             given = isinstance(s, fx.Node) and isinstance(u, fx.Node) and s in stateful and u not in stateful
             if given and all(same_type(n, node) for n in (s, u, v)):  # type: ignore[arg-type]
-                with graph.inserting_before(node):
-                    factor = graph.call_function(aten.mul.Tensor, (u, v))
-                    factor.meta.update(node.meta)
-                node.args = (s, factor)
-                return join_factors(graph, node, stateful)
+                return inner, s, u, v  # type: ignore[return-value]
+    return None
+
+
+def join_factors(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> None:
+    """Rewrites one `(s u) v` of equal types."""
+    while (found := with_factor(node, aten.mul.Tensor, stateful)) is not None:
+        _, s, u, v = found
+        with graph.inserting_before(node):
+            factor = graph.call_function(aten.mul.Tensor, (u, v))
+        factor.meta.update(node.meta)
+        node.args = (s, factor)
 
 
 def multiply_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> None:
     """Rewrites one `(s + u) v` of equal types whose sum has no other use."""
-    if node.target is not aten.mul.Tensor or node not in stateful:
+    found = with_factor(node, aten.add.Tensor, stateful)
+    if found is None or len(found[0].users) != 1 or found[0].kwargs.get("alpha", 1) != 1:
         return
-    for inner, v in (node.args, node.args[::-1]):
-        if not isinstance(inner, fx.Node) or not isinstance(v, fx.Node) or v in stateful or len(inner.users) != 1:
-            continue
-        if inner.target is not aten.add.Tensor or inner.kwargs.get("alpha", 1) != 1:
-            continue
-        for s, u in (inner.args, inner.args[::-1]):
-            given = isinstance(s, fx.Node) and isinstance(u, fx.Node) and s in stateful and u not in stateful
-            if given and all(same_type(n, node) for n in (s, u, v)):  # type: ignore[arg-type]
-                with graph.inserting_before(node):
-                    product = graph.call_function(aten.mul.Tensor, (u, v))
-                    new = graph.call_function(aten.addcmul.default, (product, s, v))
-                for made in (product, new):
-                    made.meta.update(node.meta)
-                stateful.add(new)
-                node.replace_all_uses_with(new)
-                graph.erase_node(node)
-                graph.erase_node(inner)
-                return
+    inner, s, u, v = found
+    with graph.inserting_before(node):
+        product = graph.call_function(aten.mul.Tensor, (u, v))
+        new = graph.call_function(aten.addcmul.default, (product, s, v))
+    for made in (product, new):
+        made.meta.update(node.meta)
+    stateful.add(new)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    graph.erase_node(inner)
 
 
 def multiply_add(graph: fx.Graph, node: fx.Node) -> None:

@@ -234,14 +234,15 @@ def roles_of(runner: BlockRunner) -> dict[fx.Node, str]:
     """When each call of a block's step runs under the block's plan."""
     step, plan = runner.block.step, runner.plan
     nodes = [n for n in step.nodes if n.op == "call_function"]
-    if plan is None or isinstance(plan.solver, GaussSeidel):
+    if plan is None or plan.in_order or plan.kind == "Repeat":
         return dict.fromkeys(nodes, "in order")
     if plan.kind == "FixedPoint":
         return {n: "state" if n.target is prims.write else "swept" for n in nodes}
     carries = placeholders(step, CARRY)
     stateful = depending_on(step, carries)
     core = needed_for(results(step)[: len(carries)], lambda n: n in stateful)
-    return {n: "swept" if n in core else "late" if n in stateful else "early" for n in nodes}
+    walked = "in order" if isinstance(plan.solver, GaussSeidel) else "swept"
+    return {n: walked if n in core else "late" if n in stateful else "early" for n in nodes}
 
 
 def caption(runner: BlockRunner) -> list[str]:
