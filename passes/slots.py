@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from fxsolve import prims
@@ -33,6 +34,7 @@ from fxsolve.ir import (
 )
 from fxsolve.passes.graphs import copy_nodes, depending_on, needed_for, placeholder_like
 
+aten = torch.ops.aten
 NAME = "slots"
 
 
@@ -45,7 +47,7 @@ def slot_write(block: Recurrence, carry: int) -> tuple[fx.Node, Slots] | None:
 def slot_writes(block: Recurrence, carry: int) -> list[tuple[fx.Node, Slots]]:
     """The writes, one after the other, that make the new content of a carried buffer, if no two of their slots meet."""
     before = placeholders(block.step, CARRY)[carry]
-    after: Any = results(block.step)[carry]
+    after: Any = original(results(block.step)[carry])
     chain: list[tuple[fx.Node, Slots]] = []
     while after.op == "call_function" and after.target is prims.write:
         _, _, size, stride, offset = after.args
@@ -54,10 +56,17 @@ def slot_writes(block: Recurrence, carry: int) -> list[tuple[fx.Node, Slots]]:
         else:
             offsets = (offset,) * block.length
         chain.append((after, Slots(tuple(size), tuple(stride), tuple(offsets))))
-        after = after.args[0]
+        after = original(after.args[0])
     if after is not before or not disjoint([slots for _, slots in chain], before.meta["type"]):
         return []
     return chain[::-1]
+
+
+def original(node: Any) -> Any:
+    """What a node copies: `b = b.clone(); b[slot] = v`, as autograd asks of a buffer that was read, is `b[slot] = v`."""
+    while node.op == "call_function" and node.target is aten.clone.default and node.meta["type"] == node.args[0].meta["type"]:
+        node = node.args[0]
+    return node
 
 
 def disjoint(parts: Sequence[Slots], kind: TensorType) -> bool:

@@ -105,6 +105,22 @@ def test_fixed_points(order: list[int]) -> None:
     assert found.slots == (Slots((B,), (T,), tuple(order)),)
 
 
+def test_a_buffer_that_is_copied_before_each_write_is_one() -> None:
+    """As autograd asks, which keeps what the network reads."""
+
+    def program(x: Tensor) -> Tensor:
+        y = torch.zeros(B, T)
+        for t in range(T):
+            seen = torch.tanh(y @ WEIGHT.t())
+            y = y.clone()
+            y[:, t] = seen[:, t] + x[:, t]
+        return y
+
+    (block,) = agrees(program, X).blocks.values()
+    found = fixed_point(block)  # type: ignore[arg-type]
+    assert not isinstance(found, str) and found.slots == (Slots((B,), (T,), tuple(range(T))),)
+
+
 def test_two_buffers_are_one_fixed_point() -> None:
     def program(x: Tensor) -> Tensor:
         y, z = torch.zeros(B, T), torch.ones(B, T)
