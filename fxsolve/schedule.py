@@ -105,7 +105,7 @@ class BlockRunner(torch.nn.Module):
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
         self.repeat: LoweredRepeat | None = None
-        self.kept: dict[int, torch.Tensor] = {}
+        self.kept: dict[int, torch.Tensor] = {}  # what the proof relies on
         self.final: torch.Tensor | None = None  # where padded: the buffer, as it was solved last
         self.least: float | None = None  # seconds that eager's calls take at the least, where that is known
 
@@ -233,8 +233,8 @@ class BlockRunner(torch.nn.Module):
             lowered = LoweredFixedPoint(found)
         except Exception as error:  # a head that cannot be batched is solved in order, whatever the cause
             return self.sequential(f"the head cannot be computed for all slots at once: {error}")
-        names = dict.fromkeys([*proof.used, *proof.head_used])
-        self.kept = {int(n[len(CONST) :]): values[n].clone() for n in names}
+        numbers = [int(n[len(CONST) :]) for n in dict.fromkeys([*proof.used, *proof.head_used])]
+        self.kept = {i: relied_on(proof, i, consts[i]).clone() for i in numbers}
         reason = self.differing_bits(lowered, found, initial, stacked, consts)
         if reason is not None and self.exactness != "rounding":
             return self.sequential(reason)
@@ -279,7 +279,8 @@ class BlockRunner(torch.nn.Module):
         return None
 
     def still_proved(self, consts: Tensors) -> bool:
-        return all(torch.equal(consts[i], kept) for i, kept in self.kept.items())
+        assert self.proof is not None
+        return all(torch.equal(relied_on(self.proof, i, consts[i]), kept) for i, kept in self.kept.items())
 
     def decide_recurrence(self, initial: Tensors, stacked: Tensors, consts: Tensors, why: str) -> Plan:
         if self.forced == GaussSeidel():
@@ -356,6 +357,11 @@ class BlockRunner(torch.nn.Module):
         usual = torch.get_num_threads()  # other numbers of threads cost a little outside of the block as well
         solver, lowered.threads = min(finalists, key=lambda each: seconds[each] * (1.0 if each[1] == usual else THREADS_PAY))
         return Plan(solver, "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT, lowered.threads)
+
+
+def relied_on(proof: Proof, number: int, const: torch.Tensor) -> torch.Tensor:
+    """What a causality proof relies on of an invariant: its values, or only where it is zero (a weight may be trained)."""
+    return const if f"{CONST}{number}" in proof.exact else const == 0
 
 
 def noisy(x: torch.Tensor, scale: float, generator: torch.Generator) -> torch.Tensor:

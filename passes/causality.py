@@ -28,7 +28,8 @@ class Proof:
     """Whether the loop may collapse; if not, why.
 
     `depth`: no more sweeps than this are ever needed (the longest chain of slots that depend on one another).
-    `used`, `head_used`: the invariants of network and head on whose values (zeros, masks, indices) the proof relies.
+    `used`, `head_used`: the invariants of network and head on which the proof relies: on the places of their zeros, or on
+    their very values (boolean masks, indices) if they are in `exact`, too.
     """
 
     holds: bool
@@ -36,6 +37,7 @@ class Proof:
     depth: int = 0
     used: tuple[str, ...] = ()
     head_used: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
 
 
 def prove(
@@ -62,7 +64,8 @@ def prove(
     except Refusal as refusal:
         return Proof(False, str(refusal))
     if all(index < t for t, index in enumerate(reach)):
-        return Proof(True, "", chain_length(reach), tuple(sorted(in_network.used)), tuple(sorted(in_head.used)))
+        relied = (in_network.used, in_head.used, in_network.exact | in_head.exact)
+        return Proof(True, "", chain_length(reach), *(tuple(sorted(names)) for names in relied))
     return Proof(False, why(network, env, stepwise, reach))
 
 

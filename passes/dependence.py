@@ -39,12 +39,14 @@ _NONE = torch.tensor(-1.0)
 class Concrete:
     """A value that depends on no slot: the tensor itself, and the names of the invariants it was computed from.
 
-    `zeros` are those invariants on whose values the places of its zeros rely: for `weight * mask`, the mask alone.
+    `zeros` are those invariants on which the places of its zeros rely: for `weight * mask`, the mask alone. They rely on the
+    places of the invariants' own zeros, but for the invariants in `exact`, on whose very values they rely.
     """
 
     value: Tensor
     names: frozenset[str] = frozenset()
     zeros: frozenset[str] = frozenset()
+    exact: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,10 +67,14 @@ class Refusal(Exception):
 
 @dataclass
 class Analysis:
-    """What one interpretation gathers: the invariants whose values it relied on, and the ops it has no rule for."""
+    """What one interpretation gathers: the invariants it relied on, and the ops it has no rule for.
+
+    Of the invariants in `used` it relied on the places of their zeros; of those in `exact` on their very values.
+    """
 
     top: float
     used: set[str] = field(default_factory=set)
+    exact: set[str] = field(default_factory=set)
     unknown: dict[fx.Node, None] = field(default_factory=dict)
 
 
@@ -104,8 +110,9 @@ class Call:
                 return self.args[position] if position < len(self.args) else declared.default_value
         return default
 
-    def rely(self, names: Iterable[str]) -> None:
+    def rely(self, names: Iterable[str], exact: Iterable[str]) -> None:
         self.analysis.used.update(names)
+        self.analysis.exact.update(exact)
 
     def zeros(self, fact: Any) -> Tensor | None:
         """Where an operand is exactly zero; None where it nowhere is (then nothing was relied on)."""
@@ -115,7 +122,7 @@ class Call:
             return torch.tensor(True) if fact == 0 else None
         found = _unless_empty(fact.value == 0)
         if found is not None:
-            self.rely(fact.zeros)
+            self.rely(fact.zeros, fact.exact)
         return found
 
     def masked(self, fact: Any) -> Tensor | None:
@@ -132,12 +139,12 @@ class Call:
             return torch.tensor(True) if fact == -torch.inf else None
         found = _unless_empty(fact.value == -torch.inf) if fact.value.is_floating_point() else None
         if found is not None:
-            self.rely(fact.names)
+            self.rely(fact.names, fact.names)
         return found
 
     def mask(self, fact: Concrete) -> Tensor:
         """A concrete tensor whose very values a rule goes by (boolean masks, integer indices)."""
-        self.rely(fact.names)
+        self.rely(fact.names, fact.names)
         return fact.value
 
 

@@ -124,17 +124,21 @@ def _fold(node: fx.Node, args: Any, kwargs: Any) -> Any:
     except (RuntimeError, NotImplementedError):  # no CPU kernel: a value that depends on no slot, but is not known
         return depends_on_all(Call(node, (), {}, Analysis(-1.0)))
     if isinstance(value, Tensor):
-        return Concrete(value, names, _zeros_of(node.target, value, operands, names))
+        return Concrete(value, names, *_zeros_of(node.target, value, operands, names))
     if isinstance(value, (tuple, list)):
         return tuple(
-            Concrete(each, names, _zeros_of(node.target, each, operands, names)) if isinstance(each, Tensor) else each
+            Concrete(each, names, *_zeros_of(node.target, each, operands, names)) if isinstance(each, Tensor) else each
             for each in value
         )
     return value
 
 
-def _zeros_of(target: Any, value: Tensor, operands: list[Concrete], names: frozenset[str]) -> frozenset[str]:
-    """On which invariants the zeros of a folded result rely; on all, unless the op is known to keep zeros."""
+def _zeros_of(
+    target: Any, value: Tensor, operands: list[Concrete], names: frozenset[str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """On which invariants the zeros of a folded result rely, and on which of them by value: on all, unless the op is
+    known to keep zeros.
+    """
     if target in _PRODUCTS:
         sources = [fact for fact in operands if bool((fact.value == 0).any())]
         kept = functools.reduce(torch.logical_or, [f.value == 0 for f in sources], torch.tensor(False))
@@ -144,8 +148,8 @@ def _zeros_of(target: Any, value: Tensor, operands: list[Concrete], names: froze
     elif target in MOVES and all(fact.value.is_floating_point() for fact in operands):
         sources, kept = operands, None
     else:
-        return names
+        return names, names
     # A product underflows to zeros of its own: those rely on all factors.
     if kept is not None and (kept.dim() > value.dim() or bool(((value == 0) & ~kept).any())):
-        return names
-    return frozenset[str]().union(*(fact.zeros for fact in sources))
+        return names, names
+    return frozenset[str]().union(*(f.zeros for f in sources)), frozenset[str]().union(*(f.exact for f in sources))

@@ -100,7 +100,7 @@ def _nonzero(zeros: Tensor | None) -> Tensor | None:
 def reshaped(fact: Any, function: Any) -> Any:
     """An operand seen in another shape."""
     if isinstance(fact, Concrete):
-        return Concrete(function(fact.value), fact.names, fact.zeros)
+        return Concrete(function(fact.value), fact.names, fact.zeros, fact.exact)
     return Dependence(function(fact.index), None if fact.known is None else function(fact.known), fact.signed)
 
 

@@ -74,7 +74,7 @@ def test_made_is_proved_and_relies_on_its_masks_only() -> None:
     net, state, tensors = made(8, (16, 16), 3)
     proof = proof_of(net, state, *tensors)
     assert proof.holds, proof.reason
-    assert proof.used == ("c3", "c4", "c5") and proof.head_used == ()
+    assert proof.used == ("c3", "c4", "c5") and proof.head_used == proof.exact == ()
     assert 1 <= proof.depth <= 8
 
 
@@ -93,7 +93,17 @@ def test_masks_in_the_weights_themselves() -> None:
     net, state, tensors = made(8, (16,), 3)
     weights = [tensors[0] * tensors[2], tensors[1] * tensors[3]]
     proof = proof_of(net, state, *weights, torch.ones_like(tensors[2]), torch.ones_like(tensors[3]))
-    assert proof.holds and proof.used == ("c0", "c1")
+    assert proof.holds and proof.used == ("c0", "c1") and proof.exact == ()
+
+
+def test_zeros_that_are_computed_rely_on_values() -> None:
+    net, state, tensors = made(8, (16,), 3)
+
+    def compared(state: Tensor, *tensors: Tensor) -> Tensor:
+        return net(state, *tensors[:2], tensors[2], (tensors[3] > 0.5).float())
+
+    proof = proof_of(compared, state, *tensors)
+    assert proof.holds and proof.used == ("c2", "c3") and proof.exact == ("c3",)
 
 
 def test_weight_norm_keeps_the_mask() -> None:
