@@ -2,8 +2,9 @@
 
     for t: s[slot t] = head(network(s), noise_t)    -->    s = head(network(s), noise)  solved for all slots at once
 
-if the value written to slot t depends only on slots before t. The proof interprets the network once over the largest
-slot index that each element depends on (`dependence.py`), and then, for each step t, the head's reads of the result.
+if the value written to slot t, and whatever else step t returns, depends only on slots before t. The proof interprets the
+network once over the largest slot index that each element depends on (`dependence.py`), and then, for each step t, the
+head's reads of the result.
 Song, Meng, Liao, Ermon, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving", ICML 2021.
 """
 
@@ -48,7 +49,7 @@ def prove(
     network_values: Mapping[str, Tensor],
     head_values: Mapping[str, Tensor],
 ) -> Proof:
-    """Prove that the values which `head` returns for slot t depend, through `network`, only on slots < t.
+    """Prove that what `head` returns at step t (slot values, outputs) depends, through `network`, only on slots < t.
 
     `table[k][t]` is the index constant k at step t. Invariants without a value are taken as non-zero everywhere.
     """

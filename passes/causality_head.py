@@ -46,9 +46,9 @@ def seeds(graph: fx.Graph, slots: Sequence[Slots], values: Mapping[str, Tensor])
 
 @dataclass(frozen=True)
 class Reads:
-    """How the slot values that a head returns depend on the state, and on the step through its index constants.
+    """How what a head returns (slot values, outputs) depends on the state, and on the step through its index constants.
 
-    `once` is the same at every step. `moves` pick elements from that by the step's constants; all that the slot values
+    `once` is the same at every step. `moves` pick elements from that by the step's constants; all that the results
     can depend on is in `picked`: what was picked, or is used whole. `rest` computes with it.
     """
 
@@ -58,9 +58,9 @@ class Reads:
     rest: tuple[fx.Node, ...]
 
 
-def reads(head: fx.Graph, buffers: int) -> Reads:
-    """Split the ancestors of the head's slot values."""
-    wanted = _ancestors(results(head)[:buffers])
+def reads(head: fx.Graph) -> Reads:
+    """Split the ancestors of the head's results."""
+    wanted = _ancestors(results(head))
     state = _descendants(head, "f", CARRY)
     noisy, stepwise = _descendants(head, STACKED), _descendants(head, INDEX, STACKED)
     calls = [node for node in head.nodes if node.op == "call_function" and node in wanted]
@@ -69,7 +69,7 @@ def reads(head: fx.Graph, buffers: int) -> Reads:
     needed = _ancestors(moving)
     moves = [n for n in calls if n in stepwise and n in needed]
     rest = [n for n in calls if n in stepwise and n not in needed]
-    takers = [arg for n in rest for arg in n.all_input_nodes] + list(results(head)[:buffers])
+    takers = [arg for n in rest for arg in n.all_input_nodes] + list(results(head))
     picked = [arg for arg in dict.fromkeys(takers) if arg in state and arg not in rest]
     return Reads(tuple(once), tuple(moves), tuple(picked), tuple(rest))
 
@@ -108,9 +108,9 @@ class HeadSteps:
         values: Mapping[str, Tensor],
         analysis: Analysis,
     ) -> None:
-        self.plan, self.table, self.analysis = reads(head, len(slots)), table, analysis
+        self.plan, self.table, self.analysis = reads(head), table, analysis
         self.inputs, self.indices = placeholders(head), placeholders(head, INDEX)
-        self.outputs = results(head)[: len(slots)]
+        self.outputs = results(head)
         self.seeds = seeds(head, slots, values)
         self.env: dict[fx.Node, Any] = {}
 
@@ -121,7 +121,7 @@ class HeadSteps:
         self._run(self.plan.once)
 
     def reach(self, t: int) -> float:
-        """The largest slot that the values which step t writes depend on.
+        """The largest slot that what step t writes and returns depends on.
 
         What a step picks bounds what it computes, so its arithmetic is looked at only where that bound is too large.
         """

@@ -73,7 +73,7 @@ class _Reader:
 
     def __init__(self, block: FixedPoint, consts: Sequence[Tensor]) -> None:
         self.block, self.consts = block, consts
-        self.plan = reads(block.head, block.buffers)
+        self.plan = reads(block.head)
 
     def read(self, features: Sequence[Tensor], steps: int) -> list[Tensor]:
         """All that the first `steps` steps pick, stacked over the steps."""

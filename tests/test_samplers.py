@@ -204,6 +204,25 @@ def test_one_leaking_weight_is_refused_and_explained() -> None:
     assert "causality proof: fails" in text and "slot" in text
 
 
+def test_what_a_step_returns_may_not_depend_on_later_slots_either() -> None:
+    """Without noise all slots stay zero, and the first call cannot tell."""
+    weight = torch.randn(PIXELS, PIXELS).tril(-1)
+
+    def sample(noise: Tensor) -> tuple[Tensor, Tensor]:
+        x, seen = torch.zeros_like(noise), []
+        for i in range(PIXELS):
+            means = torch.tanh(x @ weight.t())
+            seen.append(means.sum())
+            x[:, i] = means[:, i] + noise[:, i]
+        return x, torch.stack(seen)
+
+    compiled = fxsolve.compile(sample)
+    with torch.no_grad():
+        for noise in (torch.zeros(BATCH, PIXELS), torch.randn(BATCH, PIXELS)):
+            assert_same_bits(compiled(noise), sample(noise))
+    assert "not causal" in compiled.explain()
+
+
 def test_a_weight_that_stops_being_zero_is_seen() -> None:
     made = MADE("once")
     compiled = fxsolve.compile(made.sample, solver=Jacobi())
