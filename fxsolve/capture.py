@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ OWN_DIRECTORY = str(Path(__file__).parent)
 OPS_FILE = torch._ops.__file__
 
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+NUMBERS = (int, float, bool)
 SWEEP_AFTER = 64  # storages
 READABLE = 1 << 16  # elements of a tensor whose contents may be guarded
 
@@ -81,8 +82,9 @@ class Recorder(TorchDispatchMode):
         self.python_tensors: set[int] = set()
         self.read_out: dict[str, torch.Tensor] = {}
         self.shared: dict[int, str] = {}  # storages of two inputs, and of which
-        self.plans: dict[Any, OpPlan] = {}
-        self.lines: dict[tuple[Any, int], int] = {}
+        self.plans: dict[int, OpPlan] = {}  # id of an operator, which its plan keeps alive
+        self.lines: dict[tuple[int, int], int] = {}  # (id of a code object, instruction) -> source, -1 where it is not the user's
+        self.codes: dict[int, CodeType] = {}  # keeps their ids taken
         self.gradients = torch.is_grad_enabled()
         self.followed = False  # whether autograd follows the call that is recorded now
         self.other_mode: str | None = None
@@ -118,9 +120,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.refusal is not None:
             return func(*args, **kwargs)
-        plan = self.plans.get(func)
+        plan = self.plans.get(id(func))
         if plan is None:
-            plan = self.plans[func] = OpPlan.of(func)
+            plan = self.plans[id(func)] = OpPlan.of(func)
         if plan.decompose:
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -234,11 +236,12 @@ class Recorder(TorchDispatchMode):
 
     def _forget_dead_storages(self) -> None:
         """Lets go of storages that are gone: kept headers, many and small, would fragment the heap."""
-        for address in [a for a, weak in self.watched.items() if weak.expired()]:
+        expired = torch.Storage._expired  # type: ignore[attr-defined]
+        for address in [a for a, weak in self.watched.items() if expired(weak.cdata)]:
             del self.watched[address]
             self.cell_of.pop(address, None)
             self.python_tensors.discard(address)
-        self.next_sweep = 2 * len(self.watched) + SWEEP_AFTER
+        self.next_sweep = 4 * len(self.watched) + SWEEP_AFTER
 
     def _type(self, tensor: torch.Tensor) -> int:
         types = self.tape.types
@@ -263,10 +266,10 @@ class Recorder(TorchDispatchMode):
             tensors.append(self.value(arg))
             self.followed = self.followed or self.gradients and arg.requires_grad
             return Mark.TENSOR
-        if kind is list or kind is tuple:
-            if any(isinstance(a, torch.Tensor) for a in arg):
-                return tuple([self._flatten(a, tensors, numbers) for a in arg])
-            return tuple(arg)
+        if kind is list or kind is tuple:  # of numbers, or of tensors some of which may be None
+            if not arg or type(arg[0]) in NUMBERS or not any(isinstance(a, torch.Tensor) for a in arg):
+                return tuple(arg)
+            return tuple([self._flatten(a, tensors, numbers) for a in arg])
         if kind is torch.Generator:
             raise CaptureError(f"a draw from a generator of its own at {self.where()}; only the default one is followed")
         return arg
@@ -416,9 +419,10 @@ class Recorder(TorchDispatchMode):
         frame = sys._getframe(3)
         while frame is not None:
             code = frame.f_code
-            key = (code, frame.f_lineno)
+            key = (id(code), frame.f_lasti)
             known = self.lines.get(key)
             if known is None:
+                self.codes[id(code)] = code
                 name = code.co_filename
                 own = name.startswith(TORCH_DIRECTORY) or name.startswith(OWN_DIRECTORY)
                 known = -1 if own else self.tape.sources(f"{name}:{frame.f_lineno}")

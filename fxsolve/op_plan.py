@@ -15,6 +15,7 @@ RUNNING_MEAN, TRAINING = 3, 5  # their arguments
 
 @dataclass(frozen=True)
 class OpPlan:
+    op: torch._ops.OpOverload
     name: str
     mutated: tuple[tuple[str, int], ...]  # the arguments that are written: name and position
     resizes: bool  # whether it may give the tensor that it writes another shape
@@ -39,6 +40,7 @@ class OpPlan:
         mutated = tuple([(argument, position) for argument, position, _ in written])
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
         return OpPlan(
+            func,
             name,
             mutated,
             any(keyword for _, _, keyword in written),

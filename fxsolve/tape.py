@@ -24,6 +24,8 @@ class Mark(Enum):
     INT = "int"
     FLOAT = "float"
 
+    __hash__ = object.__hash__  # Enum hashes names, in Python
+
     def __repr__(self) -> str:
         return self.value
 
@@ -80,7 +82,7 @@ class Output:
     cell: int = -1  # results with the same cell share their storage
 
 
-@dataclass
+@dataclass(slots=True)
 class Cell:
     """One storage: the first value on it, that value's offset, and the leaf that it belongs to (-1: made by the program)."""
 
@@ -111,12 +113,12 @@ class Tape:
     cells: list[Cell] = field(default_factory=list)
     place: dict[int, tuple[int, int]] = field(default_factory=dict)  # value -> (cell, offset in its storage)
 
-    def intern(self, *symbol: Any) -> int:
+    def intern(self, target: Callable[..., Any], *rest: Any) -> int:
         """The number of a symbol, given by the fields of `Symbol`; quick where it was seen before."""
-        number = self.symbols.index.get(symbol)
+        key = (id(target), *rest)  # operators hash in Python; the symbol keeps its target alive
+        number = self.symbols.index.get(key)
         if number is None:
-            number = self.symbols(Symbol(*symbol))
-            self.symbols.index[symbol] = number
+            number = self.symbols.index[key] = self.symbols(Symbol(target, *rest))
         return number
 
     def new_value(self, type_id: int, row: int = -1) -> int:
