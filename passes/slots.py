@@ -36,6 +36,10 @@ from fxsolve.passes.graphs import copy_nodes, depending_on, needed_for, placehol
 
 aten = torch.ops.aten
 NAME = "slots"
+# the same memory, whole
+VIEWS = (aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default) + (
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.alias.default,
+)  # fmt: skip
 
 
 def slot_write(block: Recurrence, carry: int) -> tuple[fx.Node, Slots] | None:
@@ -63,10 +67,20 @@ def slot_writes(block: Recurrence, carry: int) -> list[tuple[fx.Node, Slots]]:
 
 
 def original(node: Any) -> Any:
-    """What a node copies: `b = b.clone(); b[slot] = v`, as autograd asks of a buffer that was read, is `b[slot] = v`."""
-    while node.op == "call_function" and node.target is aten.clone.default and node.meta["type"] == node.args[0].meta["type"]:
+    """What a node is a copy of: `b = b.clone(); b[slot] = v`, as autograd asks of a buffer that was read, is `b[slot] = v`.
+
+    Views that move nothing may lie between: seen with the same shape and strides, it is the same.
+    """
+    kind, found = node.meta["type"], node
+    while node.op == "call_function" and (node.target in VIEWS or is_copy(node)):
         node = node.args[0]
-    return node
+        found = node if node.meta["type"] == kind else found
+    return found
+
+
+def is_copy(node: fx.Node) -> bool:
+    """Whether a node copies its operand, strides and all."""
+    return node.target is aten.clone.default and node.meta["type"] == node.all_input_nodes[0].meta["type"]
 
 
 def disjoint(parts: Sequence[Slots], kind: TensorType) -> bool:
