@@ -223,6 +223,20 @@ def test_what_a_step_returns_may_not_depend_on_later_slots_either() -> None:
     assert "not causal" in compiled.explain()
 
 
+def test_sums_over_what_steps_return() -> None:
+    """Sums round by the strides of what they sum."""
+    made = MADE()
+
+    def sample(n: int) -> tuple[Tensor, Tensor]:
+        x, logits = torch.zeros(n, PIXELS), []
+        for i in range(PIXELS):
+            logits.append(made(x)[:, i, 0])
+            x[:, i] = logits[-1] + torch.randn(n)
+        return x, torch.stack(logits).sum(0)
+
+    assert_collapsed(check(sample, 32, solver=Jacobi()))
+
+
 def test_a_weight_that_stops_being_zero_is_seen() -> None:
     made = MADE("once")
     compiled = fxsolve.compile(made.sample, solver=Jacobi())
