@@ -20,8 +20,9 @@ from fxsolve.capture import Recording, no_garbage_collection, record, recording
 from fxsolve.codegen import Executable
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
 from fxsolve.explain import explain
+from fxsolve.fixed_point_gradient import FixedPointGradient
 from fxsolve.guards import Guards
-from fxsolve.ir import Program, Recurrence, to_text
+from fxsolve.ir import FixedPoint, Program, Recurrence, to_text
 from fxsolve.passes.adjoint import NotDifferentiable
 from fxsolve.passes.build import build
 from fxsolve.passes.clean import clean
@@ -32,7 +33,7 @@ from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.settle import settle
-from fxsolve.passes.slots import outputs_from_buffers
+from fxsolve.passes.slots import fixed_point, outputs_from_buffers
 from fxsolve.progress import progress
 from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner, Plan
 from fxsolve.signature import signature
@@ -262,8 +263,10 @@ class Compiler:
             runners[name].gradient = gradient
         return Executable(program, runners, trains)
 
-    def gradient_of(self, block: Recurrence, forced: Solver | None) -> BlockGradient:
+    def gradient_of(self, block: Recurrence, forced: Solver | None) -> BlockGradient | FixedPointGradient:
         try:
+            if isinstance(fixed_point(block), FixedPoint):
+                return FixedPointGradient(block)
             return BlockGradient(block, BlockRunner, forced, self.options.exactness)
         except NotDifferentiable as why:
             raise CaptureError(f"gradients are asked for, and the loop at {block.source} has no adjoint: {why}") from None
@@ -288,7 +291,7 @@ class Compiler:
             if in_order(executable):
                 self.run_original(entry, executable)
                 return
-            if (least := quick_enough(executable)) is not None:
+            if not executable.trains and (least := quick_enough(executable)) is not None:
                 entry.timings |= {"original, at the least": least}
             elif not reused:
                 theirs = ours = float("inf")
@@ -420,7 +423,10 @@ def in_order(executable: Executable) -> bool:
 
 
 def quick_enough(executable: Executable) -> float | None:
-    """The seconds that the original takes at the least, if the blocks' first solutions took clearly less; else None."""
+    """The seconds that the original takes at the least, if the blocks' first solutions took clearly less; else None.
+
+    (Their backward has its own time.)
+    """
     runners = list(executable.runners.values())
     least = sum(r.least or 0.0 for r in runners)
     ours = sum(r.solution.seconds for r in runners if r.solution is not None)

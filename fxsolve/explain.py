@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fxsolve.codegen import Executable
 from fxsolve.schedule import BlockRunner
+from fxsolve.solution import BlockSolution
+from fxsolve.training import BlockGradient
 
 
 def explain(executable: Executable | None, choice: str, timings: dict[str, float]) -> str:
@@ -34,9 +36,16 @@ def block_lines(runner: BlockRunner) -> list[str]:
     for candidate in plan.candidates:
         seconds = "-" if candidate.seconds is None else f"{candidate.seconds * 1e3:.2f} ms"
         lines.append(f"  tried {candidate.solver}: {seconds}, {candidate.note}")
-    if runner.solution is not None:
-        s = runner.solution
-        lines.append(f"  last call: {s.sweeps} sweeps, {s.steps} sequential steps, {s.certificate}, {s.seconds * 1e3:.2f} ms")
-    if runner.gradient is not None:
+    lines += last_call(runner.solution)
+    if isinstance(runner.gradient, BlockGradient):
         lines += ["  backward:", *[f"  {line}" for line in block_lines(runner.gradient.runner)]]
+    elif runner.gradient is not None:
+        last = [f"  {line}" for line in last_call(runner.gradient.solution)]
+        lines += ["  backward: by Jacobi(), from the last slot on", *last]
     return lines
+
+
+def last_call(s: BlockSolution | None) -> list[str]:
+    if s is None:
+        return []
+    return [f"  last call: {s.sweeps} sweeps, {s.steps} sequential steps, {s.certificate}, {s.seconds * 1e3:.2f} ms"]

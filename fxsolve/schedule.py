@@ -34,6 +34,7 @@ from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
 
 if TYPE_CHECKING:
+    from fxsolve.fixed_point_gradient import FixedPointGradient
     from fxsolve.training import BlockGradient
 
 Tensors = Sequence[torch.Tensor]
@@ -92,7 +93,7 @@ class BlockRunner(torch.nn.Module):
         self.padded = padded  # its steps are longer than eager's (fxsolve.passes.growth), and round otherwise:
         self.slack = 0.0  # by so much, relative to the largest value
         self.forced, self.exactness, self.known = forced, exactness, known
-        self.gradient: BlockGradient | None = None  # where gradients are asked for
+        self.gradient: BlockGradient | FixedPointGradient | None = None  # where gradients are asked for
         self.floor = 0.0  # of the rounding units of its state, in eps
         self.linear = False  # whether it is known to be linear in its state
         self.held = self.misses = 0  # calls that the plan solved; those in a row, since, that it did not

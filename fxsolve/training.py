@@ -4,14 +4,15 @@
     dx_t = (l_t, g_t)^T d(s_t, y_t)/dx_t              on the way
     dc = sum_t (l_t, g_t)^T d(s_t, y_t)/dc            one vector-Jacobian product of all T steps (fxsolve.passes.pull_back)
 
-What lies around a block is plain autograd. Double backward is refused by name.
+What lies around a block is plain autograd. Double backward is refused by name. Blocks that are solved as fixed points have
+a backward of their own (fxsolve.fixed_point_gradient).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +30,11 @@ from fxsolve.passes.split_step import inputs_apart
 from fxsolve.solvers import Solver
 
 if TYPE_CHECKING:
+    from fxsolve.fixed_point_gradient import FixedPointGradient
     from fxsolve.schedule import BlockRunner
 
 Tensors = Sequence[torch.Tensor]
+Backward = Callable[[Tensors, Tensors, Tensors, Sequence[bool]], list[Any]]
 FLOOR = 1 / 16  # eps of the largest cotangent: what lies below is noise in a gradient that sums over all steps
 FAR = 1024.0  # eps, relative to the largest element: gradients are sums over many steps,
 LEAST = 0.25  # which eager itself rounds at every step in bfloat16, until they no longer grow
@@ -44,6 +47,19 @@ def with_states(block: Recurrence) -> Recurrence:
     step.graph_copy(block.step, env)
     step.output(tuple(env[n] for n in [*results(block.step), *placeholders(block.step, CARRY)]))
     return replace(block, step=step, outputs=block.outputs + block.carries)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solved block, as autograd sees it: results, whether each of them has a gradient, and what its backward keeps.
+
+    backward(given, kept, cotangents, wanted): the gradients of what was given, None where none is wanted or there is none.
+    """
+
+    results: Tensors
+    real: Sequence[bool]
+    kept: Tensors
+    backward: Backward
 
 
 class BlockGradient:
@@ -83,25 +99,18 @@ class BlockGradient:
             self.indices[device] = [torch.tensor(column, device=device) for column in self.block.table]
         return self.indices[device]
 
-    def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
-        """(initial, stacked, consts)."""
-        block = self.block
-        stop = block.carries + block.stacked
-        return tensors[: block.carries], tensors[block.carries : stop], tensors[stop:]
+    def solved(self, runner: BlockRunner, given: Tensors, wanted: Sequence[bool]) -> Solved:
+        values = runner.solved(*split(self.block, given))
+        results, states = values[: self.returned], values[self.returned :]
+        return Solved(results, [v.is_floating_point() for v in results], states, self.backward)
 
     def backward(self, given: Tensors, states: Tensors, cotangents: Tensors, wanted: Sequence[bool]) -> list[Any]:
-        """The gradients of (initial.., hoisted inputs.., consts..), None where none is wanted.
-
-        They are linear in the cotangents, which are brought to the order of one, by a power of two: without rounding.
-        """
-        exponent = order_of([c for c in cotangents if c.is_floating_point()])
-        small = [c * 2.0**-exponent if c.is_floating_point() else c for c in cotangents]
-        found = self.of_order_one(given, states, small, wanted)
-        return [None if g is None else g * 2.0**exponent for g in found]
+        """The gradients of (initial.., hoisted inputs.., consts..), None where none is wanted."""
+        return scaled(lambda small: self.of_order_one(given, states, small, wanted), cotangents)
 
     def of_order_one(self, given: Tensors, states: Tensors, cotangents: Tensors, wanted: Sequence[bool]) -> list[Any]:
         block, moving, asked = self.block, self.adjoint.moving, self.adjoint.asked
-        _, stacked, consts = self.split(given)
+        _, stacked, consts = split(block, given)
         finals = [cotangents[k].contiguous() for k in moving]
         outer = [cotangents[block.carries + k] for k in asked]
         values = self.reverse(*finals, *states, *stacked, *outer, *consts)
@@ -125,28 +134,39 @@ class Solve(torch.autograd.Function):
     """One block in the graph of autograd."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: BlockGradient, runner: BlockRunner, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = runner.solved(*gradient.split(given))
-        states = values[gradient.returned :]
-        ctx.gradient = gradient
-        ctx.save_for_backward(*given, *states)
-        results = tuple(handed_out(v, states) for v in values[: gradient.returned])
-        ctx.mark_non_differentiable(*[v for v in results if not v.is_floating_point()])
+    def forward(
+        ctx: Any, gradient: BlockGradient | FixedPointGradient, runner: BlockRunner, *given: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        solved = gradient.solved(runner, given, ctx.needs_input_grad[2:])
+        ctx.source, ctx.count, ctx.pull = gradient.block.source, len(given), solved.backward
+        ctx.save_for_backward(*given, *solved.kept)
+        results = tuple(handed_out(v, solved.kept) for v in solved.results)
+        ctx.mark_non_differentiable(*[v for v, real in zip(results, solved.real, strict=True) if not real])
         return results
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
-        gradient = ctx.gradient
         if torch.is_grad_enabled():
             raise CaptureError(
-                f"gradients of gradients (create_graph=True) do not go through the compiled loop at {gradient.block.source}; "
+                f"gradients of gradients (create_graph=True) do not go through the compiled loop at {ctx.source}; "
                 f"call the original function where they are needed"
             )
-        block = gradient.block
         saved = ctx.saved_tensors
-        count = block.carries + block.stacked + block.consts
-        found = gradient.backward(saved[:count], saved[count:], cotangents, ctx.needs_input_grad[2:])
+        found = ctx.pull(saved[: ctx.count], saved[ctx.count :], cotangents, ctx.needs_input_grad[2:])
         return (None, None, *found)
+
+
+def split(block: Recurrence, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """What belongs to (initial, stacked, consts)."""
+    stop = block.carries + block.stacked
+    return given[: block.carries], given[block.carries : stop], given[stop:]
+
+
+def scaled(linear: Callable[[Tensors], list[Any]], cotangents: Tensors) -> list[Any]:
+    """linear(cotangents), of cotangents that are brought to the order of one, by a power of two: without rounding."""
+    exponent = order_of([c for c in cotangents if c.is_floating_point()])
+    small = [c * 2.0**-exponent if c.is_floating_point() else c for c in cotangents]
+    return [None if g is None else g * 2.0**exponent for g in linear(small)]
 
 
 def order_of(values: Tensors) -> int:
