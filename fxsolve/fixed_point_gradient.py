@@ -2,10 +2,10 @@
 
     X = G(X, c)      -->      l = v + J^T l,     J = dG/dX at the solution,     dc = l^T dG/dc
 
-with v the cotangents of the slots. J is strictly triangular, by the causality proof: l of the last slot is final at once, and
-each Jacobi sweep `l <- v + J^T l` makes at least one slot more final, from the last one on. A sweep is one vector-Jacobian
-product of all slots together: through the head for all slots and one pass of the network, at X. What the steps return besides
-their slots adds to v, and what the buffers held at first has its gradient where no slot was written over it.
+with v the cotangents of the slots. J is strictly triangular, by the causality proof: each Jacobi sweep `l <- v + J^T l` makes
+at least one slot more final, from the last one on. A sweep is one vector-Jacobian product of all slots together: through the
+head for all slots and one pass of the network, at X. What the steps return besides their slots adds to v, and what the
+buffers held at first has its gradient where no slot lies.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FixedPointGradient:
         if any(n.meta["type"].dtype.is_complex for n in [*placeholders(block.step, CARRY), *results(block.step)]):
             raise NotDifferentiable("it computes with complex numbers")
         self.block = self.forward = block
-        self.known: tuple[LoweredFixedPoint, tuple[bool, ...], Linearized] | None = None
+        self.known: Linearized | None = None
         self.checked: tuple[Proof | None, list[bool]] = (None, [])
         self.solution: BlockSolution | None = None  # of the last backward
 
@@ -54,9 +54,9 @@ class FixedPointGradient:
 
     def check(self, runner: BlockRunner, consts: Tensors) -> None:
         """Raises NotSolved where the causality proof rests on zeros that have a gradient themselves."""
-        assert runner.fixed is not None and runner.proof is not None
+        assert runner.fixed is not None and runner.proof is not None and self.known is not None
         proof, asked = runner.proof, [c.requires_grad for c in consts]
-        if proof is self.checked[0] and asked == self.checked[1]:
+        if not any(self.known.real) or (proof is self.checked[0] and asked == self.checked[1]):
             return
         reason = rests_on_live_zeros(runner.fixed.block, proof, consts)
         if reason is not None:
@@ -69,8 +69,10 @@ class FixedPointGradient:
         assert plan is not None
         if plan.kind != "FixedPoint" or plan.in_order or runner.fixed is None:
             raise NotSolved(f"gradients are asked for, and the loop at {self.block.source} runs in order: {plan.reason}")
-        linear = self.linearized(runner.fixed, given, values, tuple(wanted))
         kept = values[: self.block.carries]
+        linear = self.known
+        if linear is None or linear.lowered is not runner.fixed or linear.given != list(wanted):
+            linear = self.known = Linearized(runner.fixed, given, kept, wanted)
 
         def backward(given: Tensors, kept: Tensors, cotangents: Tensors, wanted: Sequence[bool]) -> list[Any]:
             start = time.perf_counter()
@@ -81,12 +83,6 @@ class FixedPointGradient:
 
         return Solved(values, linear.real, kept, backward)
 
-    def linearized(self, lowered: LoweredFixedPoint, given: Tensors, values: Tensors, wanted: tuple[bool, ...]) -> Linearized:
-        """The block as autograd follows it; the same as in the last call, if it is lowered in the same way."""
-        if self.known is None or self.known[:2] != (lowered, wanted):
-            self.known = (lowered, wanted, Linearized(lowered, given, values[: self.block.carries], wanted))
-        return self.known[2]
-
 
 class Linearized:
     """A lowered block in the hands of autograd, given which of its inputs (initial.., stacked.., consts..) have gradients.
@@ -96,7 +92,7 @@ class Linearized:
     """
 
     def __init__(self, lowered: LoweredFixedPoint, given: Tensors, buffers: Tensors, wanted: Sequence[bool]) -> None:
-        self.lowered = lowered
+        self.lowered, self.given = lowered, list(wanted)
         self.network = generated(lowered.block.network)  # none of its calls writes over an operand
         self.wanted = list(wanted)
         count = lowered.block.buffers
@@ -182,7 +178,7 @@ class Adjoint:
             frontier=self.frontier,
             residual=0.0,
             contraction=None,
-            certificate="every equation of the adjoint holds bit for bit",
+            certificate="every slot was evaluated with all that it hangs on final",
             seconds=seconds,
         )
 

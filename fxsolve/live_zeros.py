@@ -2,9 +2,9 @@
 
     x_t = W x + b     in order, with W_tj = 0 for j >= t:      dW_tj = l_t x_j,     x_j as step t saw it
 
-In order, step t sees the later slots as they were at first; at the solution they are as they are at last. What is multiplied
-by a zero makes no difference to anything but to the gradient of that zero. So the zeros that are left in a weight must not
-change with anything that has a gradient, as those of `weight * mask` do not; else the proof must hold without them.
+In order, step t sees the later slots as they were at first; at the solution they are as they are at last. What is
+multiplied by a zero makes no difference to anything but to the gradient of that zero. So the zeros that a proof rests on
+must not change with anything that has a gradient, as those of `weight * mask` do not; else it must hold without them.
 """
 
 from __future__ import annotations

@@ -106,12 +106,12 @@ def test_fixed_points(order: list[int]) -> None:
 
 
 def test_a_buffer_that_is_copied_before_each_write_is_one() -> None:
-    """As autograd asks, which keeps what the network reads."""
+    """As autograd asks, which keeps what the network reads; the copy may be seen as one of the network's view."""
 
     def program(x: Tensor) -> Tensor:
         y = torch.zeros(B, T)
         for t in range(T):
-            seen = torch.tanh(y @ WEIGHT.t())
+            seen = torch.tanh(y[:, None].flatten(1) @ WEIGHT.t())
             y = y.clone()
             y[:, t] = seen[:, t] + x[:, t]
         return y
