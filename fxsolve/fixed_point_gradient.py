@@ -2,10 +2,10 @@
 
     X = G(X, c)      -->      l = v + J^T l,     J = dG/dX at the solution,     dc = l^T dG/dc
 
-with v the cotangents of the slots. J is strictly triangular, by the causality proof: each Jacobi sweep `l <- v + J^T l` makes
-at least one slot more final, from the last one on. A sweep is one vector-Jacobian product of all slots together: through the
-head for all slots and one pass of the network, at X. What the steps return besides their slots adds to v, and what the
-buffers held at first has its gradient where no slot lies.
+with v the cotangents of the slots. J is strictly triangular, by the causality proof: each Jacobi sweep `l <- v + J^T l`
+makes at least one slot more final, from the last one on. A sweep is one vector-Jacobian product of all slots together:
+through the head for all slots and one pass of the network, at X. What the steps return besides their slots adds to v, and
+what the buffers held at first has its gradient where no slot lies.
 """
 
 from __future__ import annotations
