@@ -83,7 +83,7 @@ class Recorder(TorchDispatchMode):
         self.read_out: dict[str, torch.Tensor] = {}
         self.shared: dict[int, str] = {}  # storages of two inputs, and of which
         self.plans: dict[int, OpPlan] = {}  # id of an operator, which its plan keeps alive
-        self.lines: dict[tuple[int, int], int] = {}  # (id of a code object, instruction) -> source, -1 where it is not the user's
+        self.lines: dict[tuple[int, int], int] = {}  # (id of a code object, instruction) -> source; -1: not the user's
         self.codes: dict[int, CodeType] = {}  # keeps their ids taken
         self.gradients = torch.is_grad_enabled()
         self.followed = False  # whether autograd follows the call that is recorded now

@@ -40,6 +40,7 @@ from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
 from fxsolve.tape import Mark, Tape
+from fxsolve.timing import seconds_of
 from fxsolve.training import BlockGradient, coarsest, compare_gradients, gradients
 
 TRIALS = 5
@@ -513,14 +514,6 @@ def copied_from(args: Any, kwargs: Any, recording: Recording) -> tuple[Any, Any]
         if leaf.position >= 0:
             flat[leaf.position] = content.clone()
     return pytree.tree_unflatten(flat, spec)
-
-
-def seconds_of(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def generator_states(flat: Sequence[Any]) -> list[tuple[torch.Generator, torch.Tensor]]:

@@ -33,6 +33,9 @@ def block_lines(runner: BlockRunner) -> list[str]:
     if runner.proof is not None:
         held = f"holds, at most {runner.proof.depth} sweeps" if runner.proof.holds else f"fails: {runner.proof.reason}"
         lines.append(f"  causality proof: {held}")
+    if runner.fixed is not None and runner.fixed.bands is not None:
+        lows = [level.low for level in runner.fixed.bands.levels if level.usable]
+        lines += [f"  passes: of all {runner.fixed.bands.size} rows, then of those from row {lows} on"] if lows else []
     for candidate in plan.candidates:
         seconds = "-" if candidate.seconds is None else f"{candidate.seconds * 1e3:.2f} ms"
         lines.append(f"  tried {candidate.solver}: {seconds}, {candidate.note}")

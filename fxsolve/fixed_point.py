@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxsolve.bands import Passes, bands_of
 from fxsolve.bits import differing, same_bits
 from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
 from fxsolve.passes.batch_step import batch_step
@@ -35,7 +36,9 @@ class LoweredFixedPoint:
 
     def __init__(self, block: FixedPoint) -> None:
         self.block = block
-        self.network: Callable[..., Any] = generated(reuse(with_swallowed(block.network)))
+        network = with_swallowed(block.network)
+        self.network: Callable[..., Any] = generated(reuse(network))
+        self.bands = bands_of(block, network)
         self.single: Callable[..., Any] = generated(block.head)
         varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
         self.head: Callable[..., Any] = generated(batch_step(block.head, varying, block.length))
@@ -82,6 +85,8 @@ class LoweredFixedPoint:
         frontier = drive(problem, solver, limit)
         if frontier[-1] < self.block.length:
             raise NotSolved(f"{frontier[-1]} of {self.block.length} equations are final after {len(frontier)} sweeps")
+        if not problem.network.certified(problem.buffers):
+            return self.solve(solver, initial, stacked, consts, limit)
         if self.slack and (tie := problem.near_tie()) is not None:
             raise NotSolved(f"slot {tie} is a near tie: eager's own shapes may round it the other way")
         figures = {
@@ -106,6 +111,7 @@ class FixedPointProblem:
         self.buffers = [b.clone() for b in initial]
         self.table, self.views = lowered.on(initial[0].device)
         self.outputs: tuple[torch.Tensor, ...] = ()
+        self.network = Passes(lowered.network, lowered.bands, consts)
         self.passes = 0
         self.frontier = 0
         self.window = FIRST_WINDOW
@@ -126,7 +132,7 @@ class FixedPointProblem:
 
     def evaluate(self, buffers: Tensors) -> tuple[torch.Tensor, ...]:
         self.passes += 1
-        self.seen = self.lowered.network(*buffers, *self.consts)
+        self.seen = self.network(buffers, self.frontier)
         self.features = features = self.seen[: self.lowered.block.features]
         out = self.lowered.head(*features, *self.stacked, *self.table, *self.consts)
         if self.lowered.one_by_one:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from fxsolve.recurrence import solve
 from fxsolve.repeat import LoweredRepeat, repeats
 from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
+from fxsolve.timing import seconds_of
 
 if TYPE_CHECKING:
     from fxsolve.fixed_point_gradient import FixedPointGradient
@@ -121,7 +122,7 @@ class BlockRunner(torch.nn.Module):
         if self.plan is None:
             self.plan = self.decide(initial, stacked, consts)
             if self.plan.bitwise and self.forced is None and not self.padded:
-                self.least = self.block.length * timed(lambda: self.one_step(0, initial, stacked, consts))
+                self.least = self.block.length * seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
             start = time.perf_counter()
         if self.plan.kind == "FixedPoint" and self.kept and not self.still_proved(consts):
             self.plan = self.decide(initial, stacked, consts)
@@ -340,14 +341,14 @@ class BlockRunner(torch.nn.Module):
                 continue
             for threads in {1, torch.get_num_threads()}:
                 lowered.threads = threads
-                seconds[solver, threads] = timed(lambda: attempt(solver), 1)  # noqa: B023
+                seconds[solver, threads] = seconds_of(lambda: attempt(solver))  # noqa: B023
         finalists = sorted(seconds, key=seconds.__getitem__)[:FINALISTS]
         rounds: dict[tuple[Solver, int], list[float]] = {each: [] for each in finalists}
         deadline = time.perf_counter() + TRIAL_SECONDS
         for _ in range(ROUNDS):  # in turns, as a busy machine may favour any of them
             for solver, threads in finalists:
                 lowered.threads = threads
-                rounds[solver, threads].append(timed(lambda: attempt(solver), 1))  # noqa: B023
+                rounds[solver, threads].append(seconds_of(lambda: attempt(solver)))  # noqa: B023
             if time.perf_counter() > deadline:
                 break
         seconds |= {each: statistics.median(times) for each, times in rounds.items()}
@@ -391,15 +392,3 @@ def same_heads(a: FixedPoint, b: FixedPoint, initial: Tensors, stacked: Tensors,
 
 def solver_of(block: int) -> JacobiGS:
     return JacobiGS(block, 3 * block // 5)
-
-
-def timed(run: Callable[[], Any], repeats: int = 2) -> float:
-    """The best of a few runs, in seconds."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
