@@ -28,6 +28,11 @@ def write(base: torch.Tensor, value: torch.Tensor, size: Sequence[int], stride: 
     return out
 
 
+def laid_out(value: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """A copy of `value` with the given strides, which may leave gaps between its elements."""
+    return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device).copy_(value)
+
+
 def draw(
     kind: str,
     shape: Sequence[int],

@@ -27,7 +27,7 @@ import torch
 from fxsolve import prims
 from fxsolve.errors import CaptureError
 from fxsolve.ir import TensorType
-from fxsolve.passes.layouts import relaid
+from fxsolve.passes.layouts import dense, relaid
 from fxsolve.tape import Leaf, Mark, Output, Symbol, Tape, fill
 
 aten = torch.ops.aten
@@ -326,6 +326,9 @@ class Functionalizer:
                 out = new.types(kind)  # a draw takes from the generator what its own shape and strides ask for
             else:
                 (out,) = self.result_types(twin.op, twin.args, twin.kwargs, types, numbers)
+                made = new.types.items[out]
+                if twin.pointwise and not dense(kind) and (made.shape, made.dtype) == (kind.shape, kind.dtype):
+                    out = new.types(kind)  # where eager finds it: see fxsolve.passes.keep_gaps
             number = self.known_twins[key] = new.intern(twin.op, twin.args, twin.kwargs, types, (out,), False)
         (value,) = new.append(number, used, numbers, old.source[row])
         return self.converted(value, kind)
@@ -442,16 +445,6 @@ def strides_in_order(kind: TensorType) -> tuple[int, ...]:
     """The strides of a fresh copy of a tensor with gaps or overlaps: dense, the dimensions in the same order."""
     like = torch.empty_strided(kind.shape, kind.stride, dtype=torch.uint8)
     return tuple(torch.empty_like(like).stride())
-
-
-def dense(kind: TensorType) -> bool:
-    """Whether the elements fill a block of memory without gaps or overlaps, in some order of the dimensions."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(kind.stride, kind.shape, strict=True) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def injective(kind: TensorType) -> bool:

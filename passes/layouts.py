@@ -36,6 +36,16 @@ def permuted(kind: TensorType, order: Sequence[int]) -> TensorType:
     return TensorType(shape, stride, kind.dtype, kind.device)
 
 
+def dense(kind: TensorType) -> bool:
+    """Whether the elements fill a block of memory without gaps or overlaps, in some order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(kind.stride, kind.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def memory_order(kind: TensorType) -> list[int]:
     """The dimensions from the largest stride to the smallest; those of size 1 stay where they are."""
     wide = [d for d, size in enumerate(kind.shape) if size != 1]
