@@ -19,7 +19,7 @@ from fxsolve.bands import Passes, bands_of
 from fxsolve.bits import differing, same_bits
 from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
 from fxsolve.passes.batch_step import batch_step
-from fxsolve.passes.keep_gaps import keep_gaps
+from fxsolve.passes.layouts import without_gaps
 from fxsolve.passes.readable import generated
 from fxsolve.passes.reuse import reuse
 from fxsolve.prims import SlotView
@@ -37,12 +37,12 @@ class LoweredFixedPoint:
 
     def __init__(self, block: FixedPoint) -> None:
         self.block = block
-        network = keep_gaps(with_swallowed(block.network))
+        network = with_swallowed(block.network)
         self.network: Callable[..., Any] = generated(reuse(network))
         self.bands = bands_of(block, network)
-        self.single: Callable[..., Any] = generated(keep_gaps(block.head))
+        self.single: Callable[..., Any] = generated(block.head)
         varying = [n.name for n in placeholders(block.head) if n.name.startswith((STACKED, INDEX))]
-        self.head: Callable[..., Any] = generated(batch_step(block.head, varying, block.length))
+        self.head: Callable[..., Any] = generated(batch_step(without_gaps(block.head), varying, block.length))
         self.one_by_one = False  # whether final slots take the value of a single slot's head, at eager's own shapes
         self.slack = 0.0  # how far features may be from eager's, relative to the largest: then slots must not nearly tie
         self.tables: dict[torch.device, list[torch.Tensor]] = {}

@@ -20,6 +20,7 @@ from fxsolve.continuity import continuous
 from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, placeholders, results
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.layouts import without_gaps
 from fxsolve.passes.looped import looped
 from fxsolve.passes.readable import generated
 from fxsolve.passes.reuse import reuse
@@ -68,7 +69,7 @@ class LoweredRecurrence:
         self.threads: int | None = None  # None: as torch is set
         self.linear = linear  # in the state: rounding in order stays what it is in eager's order
         self.floor = floor  # no component of the state is held to less than this many eps
-        self.block = block = replace(block, step=absorb(block.step))
+        self.block = block = replace(block, step=absorb(without_gaps(block.step)))
         self.split: SplitStep = split_step(block)
         self.walk = looped(reuse(self.split.core), block.carries)
         self.layouts: dict[tuple[int, int], Layout] = {}

@@ -272,25 +272,28 @@ class RecurrenceProblem:
         kinds = lowered.split.outputs
         post = self.readout(walk) if any(kind == "post" for kind, _ in kinds) else ()
         made = {"pre": self.hoisted, "post": post}
+        extras = [list(column) for column in zip(*walk.extras, strict=True)]
+        walk.extras.clear()
         out = []
-        for (kind, number), type_ in zip(kinds, lowered.output_types, strict=True):
+        for place, ((kind, number), type_) in enumerate(zip(kinds, lowered.output_types, strict=True)):
             if kind == "carry":
                 out.append(self.after(number) if layout.count == 1 else self.in_order([s[number] for s in walk.states], type_))
             elif kind == "extra":
-                out.append(self.in_order([e[number] for e in walk.extras], type_))
+                again = (kind, number) in kinds[place + 1 :]
+                out.append(self.in_order(list(extras[number]) if again else extras[number], type_))
             elif layout.count == 1:
                 out.append(made[kind][number])
             else:
-                out.append(self.in_order(made[kind][number].split(layout.count), type_))
+                out.append(self.in_order(list(made[kind][number].split(layout.count)), type_))
         return out
 
-    def in_order(self, values: Sequence[torch.Tensor], kind: TensorType) -> torch.Tensor:
-        """The C results of a sweep, (N*S0, ..) each, as (T, *S)."""
+    def in_order(self, values: list[torch.Tensor], kind: TensorType) -> torch.Tensor:
+        """The C results of a sweep, (N*S0, ..) each, as (T, *S). They go from the list once they are copied."""
         layout, reverse = self.layout, self.lowered.block.reverse
         if layout.count == 1:
-            return torch.stack(list(values[::-1] if reverse else values))
-        blocks = [v.reshape(layout.count, *kind.shape) for v in values]
-        run = torch.stack(blocks, 1).view(-1, *kind.shape)[: layout.length]
+            return torch.stack(values[::-1] if reverse else values)
+        run = torch.stack([v.reshape(layout.count, *kind.shape) for v in values], 1).view(-1, *kind.shape)[: layout.length]
+        values.clear()
         return run.flip(0) if reverse else run
 
     def trail(self, carry: int) -> torch.Tensor:

@@ -16,7 +16,6 @@ import torch
 from fxsolve.bits import same_bits
 from fxsolve.ir import CARRY, Recurrence, calls, placeholders
 from fxsolve.passes.clean import is_random_target
-from fxsolve.passes.keep_gaps import keep_gaps
 from fxsolve.passes.readable import generated
 
 Tensors = Sequence[torch.Tensor]
@@ -34,7 +33,7 @@ class LoweredRepeat:
 
     def __init__(self, block: Recurrence) -> None:
         self.block = block
-        self.step = generated(keep_gaps(block.step))
+        self.step = generated(block.step)
         self.read = [k for k, node in enumerate(placeholders(block.step, CARRY)) if node.users]
 
     def solve(self, initial: Tensors, consts: Tensors) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:

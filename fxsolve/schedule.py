@@ -23,7 +23,6 @@ from fxsolve.fixed_point import LoweredFixedPoint, all_finite
 from fxsolve.ir import CONST, FixedPoint, Recurrence
 from fxsolve.lowered import LoweredRecurrence
 from fxsolve.passes.causality import Proof, prove
-from fxsolve.passes.keep_gaps import keep_gaps
 from fxsolve.passes.noise import pinned
 from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
@@ -104,7 +103,7 @@ class BlockRunner(torch.nn.Module):
         self.plan: Plan | None = None
         self.proof: Proof | None = None
         self.solution: BlockSolution | None = None
-        self.in_order = generated(keep_gaps(block.step))
+        self.in_order = generated(block.step)
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
         self.repeat: LoweredRepeat | None = None

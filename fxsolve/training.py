@@ -23,6 +23,7 @@ from fxsolve.ir import CARRY, INDEX, STACKED, Program, Recurrence, TensorType, p
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.adjoint import adjoint
 from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.layouts import without_gaps
 from fxsolve.passes.pull_back import pull_back
 from fxsolve.passes.readable import generated, readable
 from fxsolve.passes.reuse import reuse
@@ -66,7 +67,7 @@ class BlockGradient:
     """The backward of one block, and its generated code. Raises NotDifferentiable."""
 
     def __init__(self, block: Recurrence, runner_of: type[BlockRunner], forced: Solver | None, exactness: str) -> None:
-        pre, self.block = inputs_apart(replace(block, step=absorb(block.step)))
+        pre, self.block = inputs_apart(replace(block, step=absorb(without_gaps(block.step))))
         block = self.block
         self.inputs = generated(batch_step(pre, [n.name for n in placeholders(pre, STACKED, INDEX)], block.length))
         self.indices: dict[torch.device, list[torch.Tensor]] = {}

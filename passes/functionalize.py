@@ -137,6 +137,8 @@ class Functionalizer:
         if len(symbol.outputs) == 1 and (old.first[row] in self.detached or self.shows_a_part(old.first[row])):
             return  # who uses it reads the region as it is then
         inputs = tuple([self.read(v) for v in old.inputs[row]])
+        if rounds_by_layout(symbol.target):
+            inputs = tuple([self.laid_out(v, handle) for v, handle in zip(inputs, old.inputs[row], strict=True)])
         types = tuple([new.value_type[v] for v in inputs])
         if types == symbol.inputs:
             number = self.same_symbol.get(old.symbol[row])
@@ -215,6 +217,15 @@ class Functionalizer:
             kind = self.new.value_type[value]
             return self.new.call(aten.detach.default, (Mark.TENSOR,), kind, (value,), (), self.old.source[self.row])
         return value
+
+    def laid_out(self, value: int, handle: int) -> int:
+        """The value, copied to where eager finds it, if that has gaps: `h = gates[:, :8]; h.add_(x).sigmoid_()`."""
+        kind, have = self.old.type_of(handle), self.new.type_of(value)
+        if have is kind or dense(kind) or have.stride == kind.stride or 0 in kind.stride or have.shape != kind.shape:
+            return value
+        type_id = self.old.value_type[handle]
+        source = self.old.source[self.row]
+        return self.new.call(prims.laid_out, (Mark.TENSOR, kind.stride), type_id, (value,), (), source)
 
     def held(self, content: Content, offset: int, type_id: int) -> int:
         """The value that is known to stand in a region now; -1 for none."""
@@ -316,6 +327,8 @@ class Functionalizer:
                 return self.converted(self.read(inputs[1]), kind)
             return self.filled(symbol, kind)
         used = tuple([self.read(old.inputs[row][i]) for i in twin.tensors])
+        if twin.pointwise and rounds_by_layout(twin.op):
+            used = tuple([self.laid_out(v, old.inputs[row][i]) for v, i in zip(used, twin.tensors, strict=True)])
         given = old.numbers[row]
         numbers = tuple([given[i] for i in twin.numbers])
         types = tuple([new.value_type[v] for v in used])
@@ -326,9 +339,6 @@ class Functionalizer:
                 out = new.types(kind)  # a draw takes from the generator what its own shape and strides ask for
             else:
                 (out,) = self.result_types(twin.op, twin.args, twin.kwargs, types, numbers)
-                made = new.types.items[out]
-                if twin.pointwise and not dense(kind) and (made.shape, made.dtype) == (kind.shape, kind.dtype):
-                    out = new.types(kind)  # where eager finds it: see fxsolve.passes.keep_gaps
             number = self.known_twins[key] = new.intern(twin.op, twin.args, twin.kwargs, types, (out,), False)
         (value,) = new.append(number, used, numbers, old.source[row])
         return self.converted(value, kind)
@@ -435,6 +445,25 @@ class Functionalizer:
 
     def where(self) -> str:
         return self.old.sources.items[self.old.source[self.row]]
+
+
+# kernels that give the same bits whether an element is computed in a vector or by itself
+ARITHMETIC = frozenset(
+    ("add", "sub", "rsub", "mul", "div", "neg", "abs", "relu", "clamp", "clamp_min", "clamp_max", "maximum", "minimum")
+    + ("where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and")
+    + ("bitwise_or", "bitwise_not", "sqrt", "floor", "ceil", "round", "trunc", "sign", "_to_copy", "clone", "threshold")
+)
+
+
+@cache
+def rounds_by_layout(op: Any) -> bool:
+    """Whether an operator is elementwise and may round by the layout of its operands.
+
+    Kernels take whole vectors along rows without gaps, and what is left over one by one, by another formula: the last bit
+    of a sigmoid hangs on the strides.
+    """
+    elementwise = torch.Tag.pointwise in getattr(op, "tags", ())
+    return elementwise and op._schema.name.split("::")[-1] not in ARITHMETIC
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Keep gaps: what is computed in place in a part of a tensor has eager's last bits."""
+"""Gaps: what is computed in place in a part of a tensor has eager's last bits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 import fxsolve
-from fxsolve import GaussSeidel
+from fxsolve import GaussSeidel, JacobiGS
 from fxsolve.ir import Recurrence, to_text
 from fxsolve.passes.hoist_invariants import hoist_invariants
-from fxsolve.passes.keep_gaps import keep_gaps
+from fxsolve.passes.layouts import without_gaps
 from tests.checking import assert_same_bits
 from tests.passes.running import program_of
 
@@ -44,17 +44,25 @@ def test_eagers_bits_in_order(width: int, batch: int) -> None:
     assert fast.solution.blocks[0].solver == "GaussSeidel()"
 
 
-def test_golden_and_idempotence(golden: Callable[[str, str], None]) -> None:
-    program = hoist_invariants(program_of(lambda x: gated(x, 8), torch.randn(LENGTH, 3, 8)))
+def step_of(width: int, batch: int) -> fx.Graph:
+    program = hoist_invariants(program_of(lambda x: gated(x, width), torch.randn(LENGTH, batch, width)))
     (block,) = program.blocks.values()
     assert isinstance(block, Recurrence)
-    kept = keep_gaps(block.step)
-    assert to_text(keep_gaps(kept)) == to_text(kept)
-    golden("keep_gaps", "\n".join([to_text(block.step), "-->", to_text(kept)]))
+    return block.step
 
 
-def test_dense_values_stay_as_they_are() -> None:
-    program = hoist_invariants(program_of(lambda x: gated(x, 8), torch.randn(LENGTH, 1, 8)))
-    (block,) = program.blocks.values()
-    assert isinstance(block, Recurrence)
-    assert to_text(keep_gaps(block.step)) == to_text(block.step)
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    """The sums stand in parts of a product, for the sigmoids; parallel blocks do without."""
+    step = step_of(8, 3)
+    golden("gaps", "\n".join([to_text(step), "-->", to_text(without_gaps(step))]))
+
+
+def test_values_without_gaps_stay_as_they_are() -> None:
+    step = step_of(8, 1)
+    assert to_text(without_gaps(step)) == to_text(step)
+
+
+def test_parallel_blocks_are_certified() -> None:
+    x = torch.randn(LENGTH, 3, 8)
+    fast = fxsolve.compile(gated, solver=JacobiGS(4))
+    torch.testing.assert_close(fast(x, 8), gated(x, 8))
