@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -24,7 +24,7 @@ from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
 from fxsolve.passes.graphs import copy_nodes
 from fxsolve.passes.hoist_invariants import hoist_invariants
-from fxsolve.passes.layouts import fresh
+from fxsolve.passes.layouts import fresh, without_gaps
 from fxsolve.tape import Output
 
 aten = torch.ops.aten
@@ -55,6 +55,7 @@ def adjoint(block: Recurrence) -> Adjoint:
     """The adjoint of a block. Raises NotDifferentiable."""
     if any(node.users for node in placeholders(block.step, INDEX)):
         raise NotDifferentiable("its steps address tensors by numbers that differ from step to step")
+    block = replace(block, step=without_gaps(block.step))
     carries = placeholders(block.step, CARRY)
     given = [n.meta["type"] for prefix in (CARRY, STACKED, CONST) for n in placeholders(block.step, prefix)]
     returned = results(block.step)

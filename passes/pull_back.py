@@ -11,6 +11,7 @@ of the steps' inputs, dx, which the adjoint has found already: it starts from th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -18,6 +19,7 @@ from torch import fx
 from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Recurrence, TensorType, placeholders, results
 from fxsolve.passes.adjoint import Adjoint, NotDifferentiable, recorded, vector_jacobian
 from fxsolve.passes.batch_step import batch_step
+from fxsolve.passes.layouts import without_gaps
 from fxsolve.passes.readable import generated
 
 aten = torch.ops.aten
@@ -31,6 +33,7 @@ def pull_back(block: Recurrence, found: Adjoint, wanted: Sequence[int]) -> tuple
 
     Stacks are of all steps, in memory of their own.
     """
+    block = replace(block, step=without_gaps(block.step))
     varying = placeholders(block.step, CARRY, STACKED)
     step = batch_step(block.step, [n.name for n in varying + placeholders(block.step, INDEX)], block.length)
     run = generated(step)
