@@ -93,6 +93,7 @@ class Twin:
     op: Any
     elementwise: bool  # eager itself refuses to read one element and write it as another
     pointwise: bool = False  # its result's type does not hang on numbers
+    strided: bool = False  # it needs operands with eager's strides
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
     tensors: tuple[int, ...] = ()
@@ -107,6 +108,7 @@ class Functionalizer:
         self.content: dict[int, Content] = {}
         self.twins: dict[int, Twin] = {}
         self.same_symbol: dict[int, int] = {}
+        self.strided: dict[int, bool] = {}  # symbol -> whether its call needs operands with eager's strides
         self.detached: set[int] = set()  # handles that show a written storage to which autograd does not follow
         self.viewed: dict[int, tuple[int, int]] = {}  # new value of a view -> what it is a view of, and where that begins
         self.known_types: dict[Any, tuple[int, ...]] = {}
@@ -137,7 +139,10 @@ class Functionalizer:
         if len(symbol.outputs) == 1 and (old.first[row] in self.detached or self.shows_a_part(old.first[row])):
             return  # who uses it reads the region as it is then
         inputs = tuple([self.read(v) for v in old.inputs[row]])
-        if rounds_by_layout(symbol.target):
+        strided = self.strided.get(old.symbol[row])
+        if strided is None:
+            strided = self.strided[old.symbol[row]] = rounds_by_layout(symbol.target)
+        if strided:
             inputs = tuple([self.laid_out(v, handle) for v, handle in zip(inputs, old.inputs[row], strict=True)])
         types = tuple([new.value_type[v] for v in inputs])
         if types == symbol.inputs:
@@ -316,7 +321,8 @@ class Functionalizer:
         random = torch.Tag.nondeterministic_seeded in op.tags
         pointwise = torch.Tag.pointwise in op.tags and not random
         elementwise = torch.Tag.pointwise in op.tags or base.startswith("masked_fill_")
-        return Twin(target, op, elementwise, pointwise, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
+        strided = pointwise and rounds_by_layout(op)
+        return Twin(target, op, elementwise, pointwise, strided, tuple(args), tuple(kwargs), tuple(tensors), tuple(numbers))
 
     def functional_value(self, symbol: Symbol, twin: Twin, kind: TensorType) -> int:
         """What the call writes, computed by its functional twin, in the type of the region."""
@@ -327,7 +333,7 @@ class Functionalizer:
                 return self.converted(self.read(inputs[1]), kind)
             return self.filled(symbol, kind)
         used = tuple([self.read(old.inputs[row][i]) for i in twin.tensors])
-        if twin.pointwise and rounds_by_layout(twin.op):
+        if twin.strided:
             used = tuple([self.laid_out(v, old.inputs[row][i]) for v, i in zip(used, twin.tensors, strict=True)])
         given = old.numbers[row]
         numbers = tuple([given[i] for i in twin.numbers])
@@ -455,7 +461,6 @@ ARITHMETIC = frozenset(
 )
 
 
-@cache
 def rounds_by_layout(op: Any) -> bool:
     """Whether an operator is elementwise and may round by the layout of its operands.
 
