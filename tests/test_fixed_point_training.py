@@ -287,36 +287,36 @@ def test_gradients_on_and_off() -> None:
         solved(compiled)
 
 
-def test_several_backwards() -> None:
+def agree_after(backward: Callable[[Tensor, Tensor], None]) -> None:
+    """The parameters' gradients after something is done with samples and log-determinants, eagerly and compiled."""
     module, fn, inputs = made("log-determinants")
     compiled = fxsolve.compile(fn, solver=Jacobi())
     for _ in range(2):
         found = []
         for run in (compiled, fn):
             module.zero_grad()
-            x, density = run(*inputs)
-            x.sin().sum().backward(retain_graph=True)
-            (x.square().mean() + density.mean()).backward(retain_graph=True)
-            density.sum().backward()
+            backward(*run(*inputs))
             found.append(torch.cat([p.grad.flatten() for p in module.parameters()]))  # type: ignore[union-attr]
         assert torch.allclose(*found, rtol=1e-12, atol=1e-12)
     solved(compiled)
+
+
+def test_several_backwards() -> None:
+    def several(x: Tensor, density: Tensor) -> None:
+        x.sin().sum().backward(retain_graph=True)
+        (x.square().mean() + density.mean()).backward(retain_graph=True)
+        density.sum().backward()
+
+    agree_after(several)
 
 
 def test_results_may_be_written() -> None:
-    module, fn, inputs = made("log-determinants")
-    compiled = fxsolve.compile(fn, solver=Jacobi())
-    for _ in range(2):
-        found = []
-        for run in (compiled, fn):
-            module.zero_grad()
-            x, density = run(*inputs)
-            x.mul_(2.0)
-            density.add_(1.0).sin_()
-            (x.square().sum() + density.sum()).backward()
-            found.append(torch.cat([p.grad.flatten() for p in module.parameters()]))  # type: ignore[union-attr]
-        assert torch.allclose(*found, rtol=1e-12, atol=1e-12)
-    solved(compiled)
+    def written(x: Tensor, density: Tensor) -> None:
+        x.mul_(2.0)
+        density.add_(1.0).sin_()
+        (x.square().sum() + density.sum()).backward()
+
+    agree_after(written)
 
 
 def chosen_by_sign(module: Masked, noise: Tensor) -> tuple[Tensor, Tensor]:
