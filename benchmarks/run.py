@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -41,6 +42,7 @@ def machine(device: str) -> dict:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     described = {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    described["vectors"] = torch.backends.cpu.get_cpu_capability()
     described |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.system()}
     if device == "cuda":
         described["gpu"] = torch.cuda.get_device_name()
@@ -85,6 +87,11 @@ def peak_memory(run: Callable[[], object], device: str) -> float:
     return max(itertools.accumulate(sizes), default=0)
 
 
+def resident() -> float:
+    """The most bytes of memory that this process held until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def solved(solution) -> dict:
     """What the last call's solution says, block by block."""
     fields = ("name", "kind", "solver", "equations", "sweeps", "steps", "residual", "contraction")
@@ -101,8 +108,10 @@ def measure(case: Case, device: str, budget: float) -> dict:
     expected = seeded(subject, subject.program, arguments)
     warm = time.perf_counter() - start  # slow cases are warm by now
     fast = fxsolve.compile(subject.program)
-    result: dict = {"date": datetime.date.today().isoformat()}
+    result: dict = {"date": datetime.date.today().isoformat(), "vectors": torch.backends.cpu.get_cpu_capability()}
+    eager_resident = resident()
     result["first_call"] = once(lambda: run(fast, arguments), device)
+    result["first_call_memory"] = resident() - eager_resident  # above eager's, if it is the process's first case
     got = seeded(subject, fast, arguments)
     result["equal_bits"] = torch.equal(got, expected)
     result["max_difference"] = (got - expected).abs().max().item()
@@ -145,7 +154,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="torch's threads; torch's own choice if not given")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the benchmark itself")
     parser.add_argument("--out", type=Path, help="the JSON file; the table goes next to it")
-    parser.add_argument("--torch-compile", action="store_true", help="also torch.compile, a minute at most per case")
+    parser.add_argument("--torch-compile", action="store_true", help="also torch.compile, a minute and four eager runs at most")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -163,11 +172,17 @@ def main() -> None:
     for case in wanted:
         result = measure(case, options.device, 0.5 if options.small else 15.0)
         if options.torch_compile:
+            limit = 60 + 4 * result["seconds"]["eager"]["median"]
             arguments = (options.device, options.small, torch.get_num_threads())
-            result["torch_compile"] = torch_compile.measure(case.name, *arguments)
+            result["torch_compile"] = torch_compile.measure(case.name, *arguments, limit)
         report["cases"][case.name] = result
         over = result["over_eager"]
-        print(f"{case.name}: {over['median']:.2f}x over eager ({over['q1']:.2f} to {over['q3']:.2f})", flush=True)
+        print(f"{case.name}: {over['median']:.2f}x over eager ({over['q1']:.2f} to {over['q3']:.2f})")
+        first, times = result["first_call"], result["first_call"] / result["seconds"]["eager"]["median"]
+        memory = result["first_call_memory"] / 2**20
+        print(f"  first call {first:.1f} s ({times:.2f} times eager's), {memory:.0f} MiB more")
+        print(f"  sweeps {[block['sweeps'] for block in result['solution']['blocks']]}, same bits: {result['equal_bits']}")
+        print(f"  torch.compile: {result.get('torch_compile', 'not asked for')}", flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
         out.with_suffix(".md").write_text(markdown(report))
