@@ -15,7 +15,7 @@ from torch import fx
 
 from fxsolve.ir import Program
 from fxsolve.passes.readable import readable
-from fxsolve.schedule import BlockRunner
+from fxsolve.plan import Runner
 from fxsolve.solution import NotSolved
 from fxsolve.tape import Leaf, Output
 
@@ -27,7 +27,7 @@ class GuardFailed(NotSolved):
 class Executable:
     """A compiled program, ready to be called with the flat arguments of the user's call."""
 
-    def __init__(self, program: Program, runners: Mapping[str, BlockRunner], trains: bool = False) -> None:
+    def __init__(self, program: Program, runners: Mapping[str, Runner], trains: bool = False) -> None:
         self.program = program
         self.trains = trains  # whether autograd follows the program
         self.runners = dict(runners)
@@ -117,14 +117,14 @@ class Executable:
                 self.shared[number] = (whole, offset_in(eager[number], eager[whole]))
 
     def source(self) -> str:
-        """The generated Python: the program, then each block's step."""
+        """The generated Python: the program, then each block's equations."""
         parts = ["# the program", plain_sight(self.module.code, self.runners, self.program.leaves)]
         for name, runner in self.runners.items():
             plan = runner.plan
             parts.append(
                 f"# {name}: {runner.block.kind} of {runner.block.length} equations, solved by {plan.solver if plan else '?'}"
             )
-            parts.append(fx.GraphModule({}, readable(runner.block.step)).code.strip())
+            parts.append(fx.GraphModule({}, readable(runner.block.body)).code.strip())
         return "\n\n".join(parts)
 
 
@@ -138,7 +138,7 @@ def offset_in(part: torch.Tensor, whole: torch.Tensor) -> int:
     return offset
 
 
-def plain_sight(code: str, runners: Mapping[str, BlockRunner], leaves: Sequence[Leaf]) -> str:
+def plain_sight(code: str, runners: Mapping[str, Runner], leaves: Sequence[Leaf]) -> str:
     """Generated code with each block's solver and size, and each leaf's name, beside it."""
     lines = []
     for line in code.strip().splitlines():

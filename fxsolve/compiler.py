@@ -17,14 +17,16 @@ from torch.utils import _pytree as pytree
 
 from fxsolve.bits import same_bits
 from fxsolve.capture import Recording, no_garbage_collection, record, recording
+from fxsolve.chain import ChainRunner
 from fxsolve.codegen import Executable
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
 from fxsolve.explain import explain
 from fxsolve.fixed_point_gradient import FixedPointGradient
 from fxsolve.guards import Guards
-from fxsolve.ir import FixedPoint, Program, Recurrence, to_text
+from fxsolve.ir import Chain, FixedPoint, Program, Recurrence, to_text
 from fxsolve.passes.adjoint import NotDifferentiable
 from fxsolve.passes.build import build
+from fxsolve.passes.chain import chain
 from fxsolve.passes.clean import clean
 from fxsolve.passes.functionalize import functionalize
 from fxsolve.passes.growth import NotPadded, Padded, growth
@@ -34,8 +36,9 @@ from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import fixed_point, outputs_from_buffers
+from fxsolve.plan import Plan, Runner
 from fxsolve.progress import progress
-from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner, Plan
+from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
@@ -180,6 +183,8 @@ class Compiler:
                 tape = clean_tape(recording, clock)
                 grown, loops = self.loops(tape, clock)
                 program = lower_to_program(grown.tape if isinstance(grown, Padded) else tape, loops, clock)
+                program = program if trains else chain(program)
+            clock("chain")
             executable = self.scheduled(program, isinstance(grown, Padded), trains)
             entry.timings = timings
             if not executable.runners:
@@ -242,7 +247,7 @@ class Compiler:
     def set_slack(self, grown: Padded, tape: Tape, executable: Executable, leaves: Sequence[torch.Tensor]) -> None:
         """Measures how far the longer calls are from eager's; raises NotSolved where that is no rounding."""
         (runner,) = executable.runners.values()
-        assert runner.fixed is not None and runner.final is not None
+        assert isinstance(runner, BlockRunner) and runner.fixed is not None and runner.final is not None
         try:
             runner.slack = runner.fixed.slack = margin(tape, grown, leaves, runner.final)
         except NotPadded as why:
@@ -250,18 +255,21 @@ class Compiler:
 
     def scheduled(self, program: Program, padded: bool, trains: bool) -> Executable:
         """An executable whose blocks decide on their solver when they first run."""
-        runners = {}
+        runners: dict[str, Runner] = {}
         unknown = set(self.options.solvers) - {"*"} - set(program.blocks)
         if unknown:
             raise ScheduleError(f"solver names unknown blocks {sorted(unknown)}; there are {sorted(program.blocks)}")
         for name, block in program.blocks.items():
-            assert isinstance(block, Recurrence)  # the scheduler finds out which of them are fixed points
             forced = self.options.solvers.get(name, self.options.solvers.get("*"))
+            if isinstance(block, Chain):
+                runners[name] = ChainRunner(block, forced, self.options.exactness)
+                continue
+            assert isinstance(block, Recurrence)  # the scheduler finds out which of them are fixed points
             gradient = self.gradient_of(block, forced) if trains else None
             block = block if gradient is None else gradient.forward
             known = self.plans.get(plan_key(block))
-            runners[name] = BlockRunner(block, forced, self.options.exactness, known, padded)
-            runners[name].gradient = gradient
+            runner = runners[name] = BlockRunner(block, forced, self.options.exactness, known, padded)
+            runner.gradient = gradient
         return Executable(program, runners, trains)
 
     def gradient_of(self, block: Recurrence, forced: Solver | None) -> BlockGradient | FixedPointGradient:
@@ -449,15 +457,15 @@ class Clock:
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))
 
 
-def plan_key(block: Recurrence) -> Hashable:
+def plan_key(block: Recurrence | Chain) -> Hashable:
     """Blocks with the same key get the same plan: one step, at lengths of the same order."""
     return structure(block), block.length.bit_length() // 2
 
 
-def structure(block: Any) -> str:
-    """What two sizes of one program have in common: the step without shapes and tables."""
+def structure(block: Recurrence | Chain) -> str:
+    """What two sizes of one program have in common: the equations without shapes and tables."""
     lines = []
-    for line in to_text(block.step).splitlines():
+    for line in to_text(block.body).splitlines():
         left, _, right = line.partition(" = ")
         lines.append(left.split(":")[0] + right.split("(")[0])
     return "\n".join(lines)

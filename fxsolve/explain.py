@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxsolve.codegen import Executable
+from fxsolve.plan import Runner
 from fxsolve.schedule import BlockRunner
 from fxsolve.solution import BlockSolution
 from fxsolve.training import BlockGradient
@@ -21,7 +22,7 @@ def explain(executable: Executable | None, choice: str, timings: dict[str, float
     return "\n".join(lines)
 
 
-def block_lines(runner: BlockRunner) -> list[str]:
+def block_lines(runner: Runner) -> list[str]:
     block, plan = runner.block, runner.plan
     if plan is None:
         return [f"{block.name}: {block.length} equations at {block.source}: not decided yet"]
@@ -30,20 +31,16 @@ def block_lines(runner: BlockRunner) -> list[str]:
         f"  solver: {plan.solver}",
         f"  why: {plan.reason}",
     ]
-    if runner.proof is not None:
-        held = f"holds, at most {runner.proof.depth} sweeps" if runner.proof.holds else f"fails: {runner.proof.reason}"
-        lines.append(f"  causality proof: {held}")
-    if runner.fixed is not None and runner.fixed.bands is not None:
-        lows = [level.low for level in runner.fixed.bands.levels if level.usable]
-        lines += [f"  passes: of all {runner.fixed.bands.size} rows, then of those from row {lows} on"] if lows else []
+    lines += runner.lines()
     for candidate in plan.candidates:
         seconds = "-" if candidate.seconds is None else f"{candidate.seconds * 1e3:.2f} ms"
         lines.append(f"  tried {candidate.solver}: {seconds}, {candidate.note}")
     lines += last_call(runner.solution)
-    if isinstance(runner.gradient, BlockGradient):
-        lines += ["  backward:", *[f"  {line}" for line in block_lines(runner.gradient.runner)]]
-    elif runner.gradient is not None:
-        last = [f"  {line}" for line in last_call(runner.gradient.solution)]
+    gradient = runner.gradient if isinstance(runner, BlockRunner) else None
+    if isinstance(gradient, BlockGradient):
+        lines += ["  backward:", *[f"  {line}" for line in block_lines(gradient.runner)]]
+    elif gradient is not None:
+        last = [f"  {line}" for line in last_call(gradient.solution)]
         lines += ["  backward: by Jacobi(), from the last slot on", *last]
     return lines
 

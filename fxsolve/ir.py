@@ -94,6 +94,11 @@ class Recurrence:
 
     kind = "Recurrence"
 
+    @property
+    def body(self) -> fx.Graph:
+        """The graph of its equations."""
+        return self.step
+
 
 @dataclass(frozen=True)
 class FixedPoint:
@@ -130,7 +135,29 @@ class Slots:
     offsets: tuple[int, ...]
 
 
-EquationBlock = Recurrence | FixedPoint
+@dataclass(frozen=True)
+class Chain:
+    """`s_l = h_l(s_{<l}, c)`, l = 1..L, with layers h_l that differ and states of different shapes.
+
+    `layers` has the placeholders `s0, s1, ..` (all states) and `c0, c1, ..` (what layers read from outside), and returns
+    all states, computed: one Jacobi sweep. State l is computed from states before it only.
+    """
+
+    name: str
+    length: int
+    layers: fx.Graph
+    consts: int
+    source: str = ""
+
+    kind = "Chain"
+
+    @property
+    def body(self) -> fx.Graph:
+        """The graph of its equations."""
+        return self.layers
+
+
+EquationBlock = Recurrence | FixedPoint | Chain
 
 
 @dataclass(frozen=True)

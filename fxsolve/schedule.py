@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,7 @@ from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
 from fxsolve.passes.sink import sink
 from fxsolve.passes.slots import fixed_point
+from fxsolve.plan import Candidate, Plan, Runner, Tensors
 from fxsolve.recurrence import solve
 from fxsolve.repeat import LoweredRepeat, repeats
 from fxsolve.solution import BlockSolution, NotSolved
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from fxsolve.fixed_point_gradient import FixedPointGradient
     from fxsolve.training import BlockGradient
 
-Tensors = Sequence[torch.Tensor]
 COARSE = (16, 32, 64, 128, 256, 512)
 CHECKS = (4, 8, *COARSE)  # of which the shortest is taken: a step that forgets quickly is checked in few calls
 BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
@@ -52,39 +52,10 @@ GIVE_UP_AFTER = 2  # unsolved calls in a row before a plan is dropped, or made a
 HELD = 4  # solved calls that make a plan worth making anew
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A solver that was tried: what it took, or why it does not apply."""
+class BlockRunner(Runner):
+    """A loop, be it a Recurrence or a FixedPoint or a Repeat."""
 
-    solver: str
-    seconds: float | None
-    note: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a block is solved, and why."""
-
-    solver: Solver
-    kind: str
-    reason: str
-    candidates: tuple[Candidate, ...] = ()
-    limit: int | None = None
-    threads: int | None = None
-
-    @property
-    def in_order(self) -> bool:
-        """Whether it makes eager's own calls."""
-        return self.kind != "Repeat" and self.solver == GaussSeidel()
-
-    @property
-    def bitwise(self) -> bool:
-        """Whether every equation holds bit for bit once it is solved."""
-        return self.kind in ("FixedPoint", "Repeat")
-
-
-class BlockRunner(torch.nn.Module):
-    """One equation block in a compiled program. The first call decides its plan, later calls follow it."""
+    block: Recurrence
 
     def __init__(
         self, block: Recurrence, forced: Solver | None, exactness: str, known: Plan | None, padded: bool = False
@@ -100,16 +71,13 @@ class BlockRunner(torch.nn.Module):
         self.held = self.misses = 0  # calls that the plan solved; those in a row, since, that it did not
         self.patience = HELD
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
-        self.plan: Plan | None = None
         self.proof: Proof | None = None
-        self.solution: BlockSolution | None = None
         self.in_order = generated(block.step)
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
         self.repeat: LoweredRepeat | None = None
         self.kept: dict[int, torch.Tensor] = {}  # what the proof relies on
         self.final: torch.Tensor | None = None  # where padded: the buffer, as it was solved last
-        self.least: float | None = None  # seconds that eager's calls take at the least, where that is known
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
         if self.gradient is not None:
@@ -199,6 +167,17 @@ class BlockRunner(torch.nn.Module):
         """(new carries.., outputs..) of the step that comes t-th: the calls that were recorded, at their own shapes."""
         t = self.block.length - 1 - t if self.block.reverse else t
         return self.in_order(*carry, *[x[t] for x in stacked], *[c[t] for c in self.block.table], *consts)
+
+    def lines(self) -> list[str]:
+        """The causality proof, and which rows passes compute."""
+        lines = []
+        if self.proof is not None:
+            held = f"holds, at most {self.proof.depth} sweeps" if self.proof.holds else f"fails: {self.proof.reason}"
+            lines.append(f"  causality proof: {held}")
+        if self.fixed is not None and self.fixed.bands is not None:
+            lows = [level.low for level in self.fixed.bands.levels if level.usable]
+            lines += [f"  passes: of all {self.fixed.bands.size} rows, then of those from row {lows} on"] if lows else []
+        return lines
 
     # -- deciding ---------------------------------------------------------------------------------
 

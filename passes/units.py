@@ -190,6 +190,44 @@ def _join(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
     return n.target(filled, *args[1:])  # type: ignore[operator]
 
 
-@rule(aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default)
+@rule(
+    aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default, aten.avg_pool2d.default,
+    aten._adaptive_avg_pool2d.default,
+)  # fmt: skip
 def _sum(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
     return n.target(total(args[0].abs(), bounds[0]), *args[1:], **n.kwargs)  # type: ignore[operator]
+
+
+@rule(aten.convolution.default)
+def _convolution(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
+    image, weight, bias, *geometry = args
+    terms = []
+    if bounds[0] is not None:
+        terms.append(aten.convolution.default(total(image.abs(), bounds[0]), weight.abs(), None, *geometry))
+    if bounds[1] is not None:
+        terms.append(aten.convolution.default(image.abs(), total(weight.abs(), bounds[1]), None, *geometry))
+    if bias is not None:
+        size_of_bias = total(bias.abs(), bounds[2])
+        terms.append(size_of_bias.view(-1, *[1] * (len(geometry[0]))))
+    return total(*terms)
+
+
+@rule(aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+def _batch_norm(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
+    """With running statistics: y = (x - mean) / sqrt(var + e) * w + b, a linear map of x."""
+    training = n.target is aten.native_batch_norm.default and args[5]
+    if training or any(b is not None for b in bounds[1:5]) or bounds[0] is None:
+        return [value[0].abs(), value[1].abs(), value[2].abs()]
+    image, weight, bias, mean, variance = args[:5]
+    ones = [1] * (len(n.args[0].meta["type"].shape) - 2)  # type: ignore[union-attr]
+    slope = (variance + args[-1]).rsqrt()
+    slope = slope if weight is None else slope * weight.abs()
+    shift = mean.abs() * slope
+    shift = shift if bias is None else shift + bias.abs()
+    bound = torch.addcmul(shift.view(-1, *ones), slope.view(-1, *ones), total(image.abs(), bounds[0]))
+    return [bound, None, None]
+
+
+@rule(aten.max_pool2d_with_indices.default)
+def _max_pool(value: Any, args: Any, bounds: Any, n: fx.Node) -> Any:
+    return [aten.max_pool2d_with_indices.default(bounds[0], *args[1:], **n.kwargs)[0], None]

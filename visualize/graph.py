@@ -20,11 +20,12 @@ import graphviz
 from torch import fx
 
 from fxsolve import prims
+from fxsolve.chain import ChainRunner
 from fxsolve.codegen import Executable
 from fxsolve.errors import FxsolveError
 from fxsolve.ir import CARRY, CONST, INDEX, STACKED, is_getitem, placeholders, results
 from fxsolve.passes.graphs import depending_on, needed_for
-from fxsolve.schedule import BlockRunner
+from fxsolve.plan import Runner
 from fxsolve.solvers import GaussSeidel
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -130,7 +131,8 @@ class Drawing:
                     ends[node] = self.node(self.digraph, "leaf", [leaf.name, typed(node)], leaf.kind)
             elif node.op == "call_module":
                 groups = [[ends[n] for n in group] for group in node.args]
-                ends[node] = self.block(self.executable.runners[node.target], *groups)
+                runner = self.executable.runners[node.target]
+                ends[node] = self.layers(runner) if isinstance(runner, ChainRunner) else self.block(runner, *groups)
             elif node.op == "call_function":
                 role = "noise" if node.target in (prims.draw, prims.draws) else "once"
                 self.call(self.digraph, node, role, ends)
@@ -151,25 +153,37 @@ class Drawing:
 
     # -- one block --------------------------------------------------------------------------------
 
-    def block(self, runner: BlockRunner, initial: Ends, stacked: Ends, consts: Ends) -> list[str | None]:
-        """A block's cluster; returns the ends of what the block returns."""
-        step = runner.block.step
+    def cluster(self, runner: Runner) -> tuple[graphviz.Digraph, str]:
+        """A block's frame, and the node in it that says what it is (a node, so that edges go round it)."""
+        cluster = graphviz.Digraph(f"cluster_{runner.block.name}")
+        cluster.attr(label="", style="rounded,filled", fillcolor=BLOCK, color=INK, margin="12")
+        tip = graphviz.escape(tooltip(runner.block.source))
+        cluster.attr(tooltip=tip)
+        label = graphviz.escape("\n".join(caption(runner)) + "\n").replace("\n", "\\l")
+        head = f"head_{runner.block.name}"
+        cluster.node(head, label, shape="plaintext", fillcolor=BLOCK, fontsize="11", tooltip=tip)
+        return cluster, head
+
+    def layers(self, runner: ChainRunner) -> list[str | None]:
+        """A chain's cluster: one node for each layer, fed by the layers whose states it reads."""
+        cluster, _ = self.cluster(runner)
+        role = "in order" if runner.plan is None or runner.plan.in_order else "swept"
+        drawn: list[str | None] = []
+        for layer, state in zip(runner.layers, results(runner.block.layers), strict=True):
+            ends = [drawn[n] for n in layer.states]
+            drawn.append(self.node(cluster, role, [f"s{len(drawn)}: {op_label(state)}", typed(state)], tooltip(layer.source)))
+            for end in ends:
+                self.edge(end, str(drawn[-1]))
+        self.digraph.subgraph(cluster)
+        return drawn
+
+    def block(self, runner: Runner, initial: Ends, stacked: Ends, consts: Ends) -> list[str | None]:
+        """A loop's cluster; returns the ends of what the block returns."""
+        step = runner.block.body
         roles = roles_of(runner)
         ends: dict[fx.Node, Any] = dict.fromkeys(placeholders(step, INDEX))
         ends |= zip(placeholders(step, CONST), consts, strict=True)
-        cluster = graphviz.Digraph(f"cluster_{runner.block.name}")
-        cluster.attr(label="", style="rounded,filled", fillcolor=BLOCK, color=INK, margin="12")
-        cluster.attr(tooltip=graphviz.escape(tooltip(runner.block.source)))
-        label = graphviz.escape("\n".join(caption(runner)) + "\n").replace("\n", "\\l")
-        head = f"head_{runner.block.name}"  # a node, so that edges go round it
-        cluster.node(
-            head,
-            label,
-            shape="plaintext",
-            fillcolor=BLOCK,
-            fontsize="11",
-            tooltip=graphviz.escape(tooltip(runner.block.source)),
-        )
+        cluster, head = self.cluster(runner)
         for node in step.nodes:
             if node.op == "placeholder" and node.name.startswith((CARRY, STACKED)):
                 state = node.name.startswith(CARRY)
@@ -230,9 +244,9 @@ class Drawing:
         return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3">{rows}</TABLE>>'
 
 
-def roles_of(runner: BlockRunner) -> dict[fx.Node, str]:
+def roles_of(runner: Runner) -> dict[fx.Node, str]:
     """When each call of a block's step runs under the block's plan."""
-    step, plan = runner.block.step, runner.plan
+    step, plan = runner.block.body, runner.plan
     nodes = [n for n in step.nodes if n.op == "call_function"]
     if plan is None or plan.in_order or plan.kind == "Repeat":
         return dict.fromkeys(nodes, "in order")
@@ -245,10 +259,11 @@ def roles_of(runner: BlockRunner) -> dict[fx.Node, str]:
     return {n: walked if n in core else "late" if n in stateful else "early" for n in nodes}
 
 
-def caption(runner: BlockRunner) -> list[str]:
+def caption(runner: Runner) -> list[str]:
     """The label of a block's cluster."""
     block, plan, solution = runner.block, runner.plan, runner.solution
-    lines = [f"{block.name}: {plan.kind if plan else block.kind}, {block.length} equations, one step drawn"]
+    drawn = "one a layer" if isinstance(runner, ChainRunner) else "one step drawn"
+    lines = [f"{block.name}: {plan.kind if plan else block.kind}, {block.length} equations, {drawn}"]
     lines.append(f"solver: {plan.solver}" if plan else "not decided yet")
     if solution is not None:
         lines.append(f"last run: {solution.sweeps} sweeps, {solution.steps} sequential steps")

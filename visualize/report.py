@@ -16,7 +16,7 @@ import torch
 
 from fxsolve.codegen import Executable
 from fxsolve.errors import FxsolveError
-from fxsolve.schedule import BlockRunner
+from fxsolve.plan import Runner
 from fxsolve.solution import BlockSolution, Solution
 from fxsolve.visualize.chart import frontier_chart
 from fxsolve.visualize.graph import svg
@@ -118,7 +118,7 @@ def trial_note(solution: Solution | None) -> str:
     return "<p class='soft'>From the trial of the compiled program, not from the last call.</p>" if tried else ""
 
 
-def blocks_table(runners: Iterable[BlockRunner]) -> str:
+def blocks_table(runners: Iterable[Runner]) -> str:
     """One row for each block that was solved, with the figures of the last time that it ran."""
     heads = ("block", "kind", "solver", "equations", "sweeps", "steps", "residual", "certificate", "seconds", "source")
     rows = [row(r.solution, r.block.source) for r in runners if r.solution is not None]
@@ -142,7 +142,7 @@ def row(s: BlockSolution, source: str) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def charts(runners: Iterable[BlockRunner]) -> str:
+def charts(runners: Iterable[Runner]) -> str:
     """The frontier against sweeps, block by block."""
     solved = [r.solution for r in runners if r.solution is not None and r.solution.frontier]
     figures = "".join(
@@ -156,7 +156,7 @@ def charts(runners: Iterable[BlockRunner]) -> str:
 
 def picture(executable: Executable) -> str:
     """The graph inline, or why it is not there."""
-    nodes = len(executable.program.graph.nodes) + sum(len(r.block.step.nodes) for r in executable.runners.values())
+    nodes = len(executable.program.graph.nodes) + sum(len(r.block.body.nodes) for r in executable.runners.values())
     if nodes > NODES:
         return f"<p>The graph has {nodes} nodes, too many for this page; draw(path) draws it.</p>"
     try:

@@ -1,0 +1,202 @@
+"""A chain of unequal layers, `s_l = h_l(s_{<l})`: its lowering, its sweeps, and its runner.
+
+Each layer is a generated function of the states that it reads: eager's own calls at eager's own shapes. A layer is evaluated
+again only if a state that it reads has changed since; it is final, and has eager's bits, once it was evaluated with all of
+them final. That takes about as many sweeps as there are layers; to rounding fewer do: once a sweep moves little, the next
+one also measures by how many rounding units each layer's state misses its equation. If by no more than TOLERANCE, and if
+that sweep moved at most half as much as the one before it, the states it started from are the solution: with residuals
+that halve in each sweep, what is still to come adds up to less than one more such residual.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import fx
+
+from fxsolve.bits import same_bits
+from fxsolve.certificate import CONTRACTION, TOLERANCE
+from fxsolve.ir import CARRY, CONST, Chain, placeholders, results
+from fxsolve.passes.graphs import copy_nodes, needed_for, placeholder_like
+from fxsolve.passes.readable import generated
+from fxsolve.passes.units import unit_step
+from fxsolve.plan import Plan, Runner, Tensors
+from fxsolve.solution import BlockSolution, note_iterate
+from fxsolve.solvers import GaussSeidel, Solver
+from fxsolve.solvers.contract import drive
+from fxsolve.timing import seconds_of
+
+TIMED = 3  # evaluations of each layer, of which the quickest counts
+NEAR = 1024.0  # eps, relative to a state's largest value: sweeps that move more are not looked at closely
+
+
+class Layer:
+    """`h_l`: a function of some states and of what it reads from outside."""
+
+    def __init__(self, layers: fx.Graph, number: int) -> None:
+        wanted = results(layers)[number]
+        inside = needed_for([wanted])
+        states, consts = placeholders(layers, CARRY), placeholders(layers, CONST)
+        self.states = [i for i, n in enumerate(states) if n in inside]
+        self.consts = [i for i, n in enumerate(consts) if n in inside]
+        graph, env = fx.Graph(), {}
+        for node in [states[i] for i in self.states] + [consts[i] for i in self.consts]:
+            env[node] = placeholder_like(graph, node, node.name)
+        copy_nodes(graph, [n for n in layers.nodes if n in inside and n not in env], env)
+        graph.output((env[wanted],))
+        self.source: str = wanted.meta.get("source", "")
+        self.function: Callable[..., tuple[torch.Tensor]] = generated(graph)
+        self.bound: Callable[..., tuple[torch.Tensor]] = generated(unit_step(graph, 1))
+
+    def __call__(self, states: Tensors, consts: Tensors) -> torch.Tensor:
+        """The layer's value from the states that it reads, and from all that the block reads from outside."""
+        return self.function(*states, *[consts[i] for i in self.consts])[0]
+
+    def residual(self, state: torch.Tensor, value: torch.Tensor, states: Tensors, consts: Tensors) -> float:
+        """How far a state is from the layer's value, in rounding units of the component that is furthest."""
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            return 0.0 if same_bits(state, value) else float("inf")
+        (bound,) = self.bound(*states, *[consts[i] for i in self.consts])
+        gap = (value - state).abs().div_(torch.finfo(value.dtype).eps)
+        return float(torch.where(gap == 0, gap, gap / bound).nan_to_num(nan=float("inf")).max())
+
+
+class Sweeps:
+    """One call's sweeps over a chain: the problem that a solver drives."""
+
+    def __init__(self, block: Chain, layers: Sequence[Layer], consts: Tensors, bitwise: bool) -> None:
+        self.layers, self.consts, self.bitwise = layers, consts, bitwise
+        self.equations = block.length
+        self.states = [torch.zeros_like(n.meta["type"].empty()) for n in placeholders(block.layers, CARRY)]
+        self.used: list[tuple[torch.Tensor, ...] | None] = [None] * block.length  # what each layer was evaluated from
+        self.frontier = 0
+        self.rounds: list[list[list[int]]] = []  # for each sweep, and each block in it, the layers that were evaluated
+        self.residual, self.contraction = 0.0, 0.0  # the largest of all windows
+
+    def open(self, low: int, high: int, block: int) -> None:
+        self.window, self.block = range(low, high), block
+        self.moved = float("inf")  # by the last sweep, relative to the largest value of a state
+        self.certified = False
+
+    def sweep(self) -> None:
+        looked_at = not self.bitwise and self.moved < NEAR
+        before, block = self.states.copy(), 1 if looked_at else self.block
+        evaluated: list[list[int]] = []
+        for start in range(self.window.start, self.window.stop, block):
+            inside = range(start, min(start + block, self.window.stop))
+            again = [n for n in inside if n >= self.frontier and self.evaluate(n, before, start)]
+            evaluated += [again] if again else []
+        self.rounds.append(evaluated)
+        moved = max([distance(before[n], self.states[n]) for n in self.window], default=0.0)
+        if looked_at and moved <= CONTRACTION * self.moved:
+            self.look_closely(before, moved)
+        self.moved = moved
+        note_iterate(len(self.rounds), self.states)
+
+    def look_closely(self, before: Tensors, moved: float) -> None:
+        """Takes the states before a Jacobi sweep as the solution if each is close enough to what the sweep made of them."""
+        worst = 0.0
+        for n in range(self.frontier, self.window.stop):
+            seen = [before[i] for i in self.layers[n].states]
+            worst = max(worst, self.layers[n].residual(before[n], self.states[n], seen, self.consts))
+            if worst > TOLERANCE:
+                return
+        self.certified, self.states = True, list(before)
+        self.residual = max(self.residual, worst)
+        self.contraction = max(self.contraction, moved / self.moved)
+
+    def evaluate(self, number: int, before: Tensors, start: int) -> bool:
+        """Evaluates a layer from what its block has computed and the others had before, if that is new to it."""
+        seen = tuple([self.states[n] if n >= start else before[n] for n in self.layers[number].states])
+        used = self.used[number]
+        if used is not None and all(a is b for a, b in zip(used, seen, strict=True)):
+            return False
+        value = self.layers[number](seen, self.consts)
+        self.used[number] = seen
+        if not same_bits(value, self.states[number]):  # an equal value stays the same object: who read it is up to date
+            self.states[number] = value
+        return True
+
+    def commit(self) -> int:
+        if self.certified:
+            self.frontier = self.window.stop
+        while self.frontier < self.window.stop and self.is_final(self.frontier):
+            self.frontier += 1
+        return self.frontier
+
+    def is_final(self, number: int) -> bool:
+        """Whether a layer, all layers before it being final, was evaluated from them as they are."""
+        used = self.used[number]
+        return used is not None and all(u is self.states[n] for u, n in zip(used, self.layers[number].states, strict=True))
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference in eps, relative to the largest value of b; infinite where that says nothing."""
+    if a is b:
+        return 0.0
+    if not b.is_floating_point():
+        return float("inf")
+    largest = float(b.abs().max()) if b.numel() else 0.0
+    gap = float((a - b).abs().max()) / (largest or 1.0) / torch.finfo(b.dtype).eps if b.numel() else 0.0
+    return gap if math.isfinite(gap) else float("inf")
+
+
+class ChainRunner(Runner):
+    """A chain in a compiled program. On one device no order of sweeps is quicker than the program's own."""
+
+    block: Chain
+
+    def __init__(self, block: Chain, forced: Solver | None, exactness: str) -> None:
+        super().__init__()
+        self.block, self.forced, self.exactness = block, forced, exactness
+        self.layers = [Layer(block.layers, number) for number in range(block.length)]
+        self.seconds: tuple[float, ...] = ()  # of each layer
+        self.rounds: list[list[list[int]]] = []
+
+    def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        """All states."""
+        if self.plan is None:
+            self.plan = self.decide(consts)
+        start = time.perf_counter()
+        sweeps = Sweeps(self.block, self.layers, consts, self.exactness == "bitwise")
+        frontier = drive(sweeps, self.plan.solver)
+        self.rounds = sweeps.rounds
+        self.solution = BlockSolution(
+            self.block.name,
+            self.block.kind,
+            str(self.plan.solver),
+            self.block.length,
+            sweeps=len(frontier),
+            steps=sum(max(map(len, blocks), default=0) for blocks in sweeps.rounds),
+            frontier=frontier,
+            residual=sweeps.residual,
+            contraction=sweeps.contraction or None,
+            certificate=certificate(sweeps.residual),
+            seconds=time.perf_counter() - start,
+        )
+        return tuple(sweeps.states)
+
+    def decide(self, consts: Tensors) -> Plan:
+        """Times the layers one by one; sweeps are made if they are asked for."""
+        states: list[torch.Tensor] = []
+        seconds = []
+        for layer in self.layers:
+            seen = [states[n] for n in layer.states]
+            seconds.append(seconds_of(lambda: layer(seen, consts), TIMED))  # noqa: B023
+            states.append(layer(seen, consts))
+        self.seconds = tuple(seconds)
+        if self.forced is not None:
+            return Plan(self.forced, "Chain", "forced")
+        total, slowest = 1e3 * sum(seconds), 1e3 * max(seconds)
+        reason = (
+            f"one device evaluates the layers one after another in any order of sweeps, and Gauss-Seidel evaluates each once "
+            f"({total:.2f} ms for all, {slowest:.2f} ms for the slowest)"
+        )
+        return Plan(GaussSeidel(), "Chain", reason)
+
+
+def certificate(residual: float) -> str:
+    return f"every equation holds to {residual:.2f} units of its rounding" if residual else "every equation holds bit for bit"

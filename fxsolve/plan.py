@@ -1,0 +1,63 @@
+"""How an equation block is solved, and what every block's runner offers to those that print, draw and choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fxsolve.ir import Chain, Recurrence
+from fxsolve.solution import BlockSolution
+from fxsolve.solvers import GaussSeidel, Solver
+
+Tensors = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver that was tried: what it took, or why it does not apply."""
+
+    solver: str
+    seconds: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a block is solved, and why."""
+
+    solver: Solver
+    kind: str
+    reason: str
+    candidates: tuple[Candidate, ...] = ()
+    limit: int | None = None
+    threads: int | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it makes eager's own calls."""
+        return self.kind != "Repeat" and self.solver == GaussSeidel()
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether every equation holds bit for bit once it is solved."""
+        return self.kind in ("FixedPoint", "Repeat")
+
+
+class Runner(torch.nn.Module):
+    """One equation block in a compiled program. The first call decides its plan, later calls follow it."""
+
+    block: Recurrence | Chain
+    forced: Solver | None
+    plan: Plan | None = None
+    known: Plan | None = None  # the plan of a block that differs in size only
+    solution: BlockSolution | None = None
+    least: float | None = None  # seconds that eager's calls take at the least, where that is known
+
+    def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+        raise NotImplementedError
+
+    def lines(self) -> list[str]:
+        """What `explain` says of this kind of block beside its plan and candidates."""
+        return []
