@@ -47,6 +47,7 @@ class Layer:
             env[node] = placeholder_like(graph, node, node.name)
         copy_nodes(graph, [n for n in layers.nodes if n in inside and n not in env], env)
         graph.output((env[wanted],))
+        self.graph = graph
         self.source: str = wanted.meta.get("source", "")
         self.function: Callable[..., tuple[torch.Tensor]] = generated(graph)
         self.bound: Callable[..., tuple[torch.Tensor]] = generated(unit_step(graph, 1))
@@ -91,7 +92,7 @@ class Sweeps:
             evaluated += [again] if again else []
         self.rounds.append(evaluated)
         moved = max([distance(before[n], self.states[n]) for n in self.window], default=0.0)
-        if looked_at and moved <= CONTRACTION * self.moved:
+        if looked_at and moved < CONTRACTION * self.moved:
             self.look_closely(before, moved)
         self.moved = moved
         note_iterate(len(self.rounds), self.states)

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterator
 from torch import fx, ops
 from torch.utils.flop_counter import flop_registry
 
-from fxsolve.ir import CARRY, CONST, Chain, Program, TensorType, calls, is_getitem, placeholders, results
+from fxsolve.ir import CARRY, CONST, Chain, Program, TensorType, calls, contiguous_stride, is_getitem, placeholders, results
 from fxsolve.passes.clean import is_random_target
 from fxsolve.passes.graphs import copy_nodes, depending_on, placeholder_like
 
@@ -143,4 +143,8 @@ def axis(cat: fx.Node) -> int:
 
 
 def is_cat(node: fx.Node, dim: int) -> bool:
-    return node.target is aten.cat.default and axis(node) == dim
+    """Whether a value is a concatenation along that dimension too, of parts whose strides do not hang on the order."""
+    if node.target is not aten.cat.default or axis(node) != dim:
+        return False
+    kinds = [n.meta["type"] for n in (node, *node.all_input_nodes)]
+    return all(kind.stride == contiguous_stride(kind.shape) for kind in kinds)
