@@ -68,10 +68,23 @@ class Compiled:
     _compiler: Compiler
 
     def explain(self, devices: int = 1) -> str:
-        """The plan of the last call's program: blocks, equations, source lines, solvers, why, and what was measured."""
-        if devices != 1:
-            raise ValueError(f"explain() describes one device; a plan for {devices} devices cannot be predicted yet")
-        return self._compiler.explanation()
+        """The plan of the last call's program: blocks, equations, source lines, solvers, why, and what was measured.
+
+        With `devices`, also what the same sweeps would take on so many: a simulation (fxsolve.cost), not a measurement.
+        Raises ValueError for fewer than one.
+        """
+        if devices < 1:
+            raise ValueError(f"explain() takes a number of devices from 1 on, not {devices}")
+        return self._compiler.explanation(devices)
+
+    def predict(self, devices: int = 1) -> float | None:
+        """The seconds that the last call's blocks would take on so many devices, as `explain(devices)` has them.
+
+        None where no block was found, or it was not solved yet. Raises ValueError for fewer than one device.
+        """
+        if devices < 1:
+            raise ValueError(f"predict() takes a number of devices from 1 on, not {devices}")
+        return self._compiler.prediction(devices)
 
     @property
     def solution(self) -> Solution | None:

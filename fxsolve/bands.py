@@ -37,6 +37,7 @@ class Level:
     band: Band
     run: Callable[..., Any] | None = None
     usable: bool | None = None
+    share: float = 1.0  # of the time of a pass of all rows
 
 
 class Bands:
@@ -78,12 +79,18 @@ class Passes:
         self.at = -1  # the level
         self.halos: list[torch.Tensor] = []
         self.last: list[torch.Tensor] = []  # all rows of the results, when the level was reached
+        self.spared = 0.0  # passes of all rows that those of bands did without
 
     def __call__(self, buffers: Tensors, frontier: int) -> Sequence[torch.Tensor]:
         """What the network returns, once so many slots of the buffers are final."""
         if self.bands is not None and (above := self.bands.level_at(frontier)) > self.at:
             return self.climbed(self.bands, above, buffers)
+        self.spared += 0.0 if self.bands is None or self.at < 0 else 1.0 - self.bands.levels[self.at].share
         return self.run(buffers)
+
+    def shares(self, passes: int) -> float:
+        """So many passes, and the last one of all rows, in passes of all rows."""
+        return passes - self.spared + (self.spared > 0)
 
     def run(self, buffers: Tensors) -> Sequence[torch.Tensor]:
         if self.bands is None or self.at < 0:
@@ -124,6 +131,7 @@ class Passes:
         for _ in range(TRIALS):  # in turns: what else the machine does should hit both
             theirs = min(theirs, seconds_of(lambda: self.run(buffers)))
             ours = min(ours, seconds_of(lambda: filled(seen, level.band, run(*inputs))))
+        level.share = ours / theirs * (self.bands.levels[self.at].share if self.bands is not None and self.at >= 0 else 1.0)
         return ours < PAYS * theirs
 
     def certified(self, buffers: Tensors) -> bool:

@@ -19,6 +19,7 @@ from torch import fx
 
 from fxsolve.bits import same_bits
 from fxsolve.certificate import CONTRACTION, TOLERANCE
+from fxsolve.cost import makespan
 from fxsolve.ir import CARRY, CONST, Chain, placeholders, results
 from fxsolve.passes.graphs import copy_nodes, needed_for, placeholder_like
 from fxsolve.passes.readable import generated
@@ -75,6 +76,7 @@ class Sweeps:
         self.used: list[tuple[torch.Tensor, ...] | None] = [None] * block.length  # what each layer was evaluated from
         self.frontier = 0
         self.rounds: list[list[list[int]]] = []  # for each sweep, and each block in it, the layers that were evaluated
+        self.looked: set[int] = set()  # the sweeps that were looked at closely
         self.residual, self.contraction = 0.0, 0.0  # the largest of all windows
 
     def open(self, low: int, high: int, block: int) -> None:
@@ -100,6 +102,7 @@ class Sweeps:
     def look_closely(self, before: Tensors, moved: float) -> None:
         """Takes the states before a Jacobi sweep as the solution if each is close enough to what the sweep made of them."""
         worst = 0.0
+        self.looked.add(len(self.rounds) - 1)
         for n in range(self.frontier, self.window.stop):
             seen = [before[i] for i in self.layers[n].states]
             worst = max(worst, self.layers[n].residual(before[n], self.states[n], seen, self.consts))
@@ -128,6 +131,10 @@ class Sweeps:
             self.frontier += 1
         return self.frontier
 
+    def forget(self) -> None:
+        """Lets go of all tensors; which layers each sweep evaluated stays."""
+        self.states, self.used, self.consts = [], [], ()
+
     def is_final(self, number: int) -> bool:
         """Whether a layer, all layers before it being final, was evaluated from them as they are."""
         used = self.used[number]
@@ -154,8 +161,10 @@ class ChainRunner(Runner):
         super().__init__()
         self.block, self.forced, self.exactness = block, forced, exactness
         self.layers = [Layer(block.layers, number) for number in range(block.length)]
-        self.seconds: tuple[float, ...] = ()  # of each layer
-        self.rounds: list[list[list[int]]] = []
+        self.seconds: list[float] = []  # of each layer
+        self.tests: list[float] = []  # likewise, of comparing its value with the one before
+        self.looks: list[float] = []  # likewise, of looking closely at its residual
+        self.sweeps: Sweeps | None = None  # the last call's
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
         """All states."""
@@ -164,7 +173,9 @@ class ChainRunner(Runner):
         start = time.perf_counter()
         sweeps = Sweeps(self.block, self.layers, consts, self.exactness == "bitwise")
         frontier = drive(sweeps, self.plan.solver)
-        self.rounds = sweeps.rounds
+        states = tuple(sweeps.states)
+        sweeps.forget()
+        self.sweeps = sweeps
         self.solution = BlockSolution(
             self.block.name,
             self.block.kind,
@@ -178,26 +189,52 @@ class ChainRunner(Runner):
             certificate=certificate(sweeps.residual),
             seconds=time.perf_counter() - start,
         )
-        return tuple(sweeps.states)
+        return states
 
     def decide(self, consts: Tensors) -> Plan:
         """Times the layers one by one; sweeps are made if they are asked for."""
         states: list[torch.Tensor] = []
-        seconds = []
         for layer in self.layers:
             seen = [states[n] for n in layer.states]
-            seconds.append(seconds_of(lambda: layer(seen, consts), TIMED))  # noqa: B023
-            states.append(layer(seen, consts))
-        self.seconds = tuple(seconds)
+            self.seconds.append(seconds_of(lambda: layer(seen, consts), TIMED))  # noqa: B023
+            states.append(state := layer(seen, consts))
+            beside = state.clone()
+            self.tests.append(seconds_of(lambda: (same_bits(state, beside), distance(state, beside))))  # noqa: B023
+            self.looks.append(seconds_of(lambda: layer.residual(state, beside, seen, consts)))  # noqa: B023
         if self.forced is not None:
             return Plan(self.forced, "Chain", "forced")
-        total, slowest = 1e3 * sum(seconds), 1e3 * max(seconds)
+        total, slowest = 1e3 * sum(self.seconds), 1e3 * max(self.seconds)
         reason = (
             f"one device evaluates the layers one after another in any order of sweeps, and Gauss-Seidel evaluates each once "
             f"({total:.2f} ms for all, {slowest:.2f} ms for the slowest)"
         )
         return Plan(GaussSeidel(), "Chain", reason)
 
+    def outlook(self, devices: int) -> list[str]:
+        """What it would take for Jacobi sweeps to pay on so many devices."""
+        if self.plan is None or not self.plan.in_order:
+            return []
+        sweep = makespan([a + b for a, b in zip(self.seconds, self.tests, strict=True)], devices)
+        most, on = int(sum(self.seconds) / sweep), f"{devices} device{'s' * (devices > 1)}"
+        return [
+            f"  Jacobi() on {on}, simulated: {sweep * 1e3:.2f} ms for a sweep of all layers, so it pays with at most {most} of "
+            f"{self.block.length} sweeps; compile with solver=fxsolve.Jacobi() to see how many it needs"
+        ]
+
+    def predicted(self, devices: int) -> float | None:
+        """A sweep takes as long as the device that is done last with its blocks, the stopping tests included; in order,
+        which is what the original does, there are none.
+        """
+        if not self.seconds:
+            return None
+        if self.sweeps is None or self.plan is None or self.plan.in_order:
+            return sum(self.seconds)
+        total = 0.0
+        for number, blocks in enumerate(self.sweeps.rounds):
+            looked = self.looks if number in self.sweeps.looked else [0.0] * self.block.length
+            costs = [sum(self.seconds[n] + self.tests[n] + looked[n] for n in block) for block in blocks]
+            total += makespan(costs, devices)
+        return total
 
 def certificate(residual: float) -> str:
     return f"every equation holds to {residual:.2f} units of its rounding" if residual else "every equation holds bit for bit"

@@ -368,11 +368,16 @@ class Compiler:
             self.warned.add(reason)
             warnings.warn(f"fxsolve runs the original: {reason}", FallbackWarning, stacklevel=6)
 
-    def explanation(self) -> str:
+    def prediction(self, devices: int) -> float | None:
+        executable = None if self.last is None else self.last.executable or self.last.rejected
+        times = [runner.predicted(devices) for runner in executable.runners.values()] if executable is not None else []
+        return sum(t for t in times if t is not None) if times and None not in times else None
+
+    def explanation(self, devices: int) -> str:
         if self.last is None:
             return "not called yet: the plan is made at the first call"
         executable = self.last.executable or self.last.rejected
-        return explain(executable, self.last.choice, self.last.timings)
+        return explain(executable, self.last.choice, self.last.timings, devices)
 
 
 def clean_tape(recording: Recording, clock: Clock) -> Tape:

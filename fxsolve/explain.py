@@ -9,7 +9,7 @@ from fxsolve.solution import BlockSolution
 from fxsolve.training import BlockGradient
 
 
-def explain(executable: Executable | None, choice: str, timings: dict[str, float]) -> str:
+def explain(executable: Executable | None, choice: str, timings: dict[str, float], devices: int) -> str:
     """Blocks, equations, source lines, solver, why, and what was measured."""
     lines = [choice]
     if timings:
@@ -18,11 +18,11 @@ def explain(executable: Executable | None, choice: str, timings: dict[str, float
         if not executable.runners:
             lines.append("no equation blocks were found: nothing in this program repeats")
         for runner in executable.runners.values():
-            lines += block_lines(runner)
+            lines += block_lines(runner, devices)
     return "\n".join(lines)
 
 
-def block_lines(runner: Runner) -> list[str]:
+def block_lines(runner: Runner, devices: int) -> list[str]:
     block, plan = runner.block, runner.plan
     if plan is None:
         return [f"{block.name}: {block.length} equations at {block.source}: not decided yet"]
@@ -35,10 +35,10 @@ def block_lines(runner: Runner) -> list[str]:
     for candidate in plan.candidates:
         seconds = "-" if candidate.seconds is None else f"{candidate.seconds * 1e3:.2f} ms"
         lines.append(f"  tried {candidate.solver}: {seconds}, {candidate.note}")
-    lines += last_call(runner.solution)
+    lines += last_call(runner.solution) + simulated(runner, devices)
     gradient = runner.gradient if isinstance(runner, BlockRunner) else None
     if isinstance(gradient, BlockGradient):
-        lines += ["  backward:", *[f"  {line}" for line in block_lines(gradient.runner)]]
+        lines += ["  backward:", *[f"  {line}" for line in block_lines(gradient.runner, devices)]]
     elif gradient is not None:
         last = [f"  {line}" for line in last_call(gradient.solution)]
         lines += ["  backward: by Jacobi(), from the last slot on", *last]
@@ -49,3 +49,17 @@ def last_call(s: BlockSolution | None) -> list[str]:
     if s is None:
         return []
     return [f"  last call: {s.sweeps} sweeps, {s.steps} sequential steps, {s.certificate}, {s.seconds * 1e3:.2f} ms"]
+
+
+def simulated(runner: Runner, devices: int) -> list[str]:
+    """What the cost model says of the last call."""
+    alone, together = runner.predicted(1), runner.predicted(devices)
+    if alone is None or together is None:
+        return []
+    lines = [f"  predicted on this device: {alone * 1e3:.2f} ms"]
+    if devices > 1:
+        lines.append(
+            f"  simulated on {devices} devices: {together * 1e3:.2f} ms, {alone / together:.2f} times as quick "
+            f"(what they send one another is not counted)"
+        )
+    return lines + runner.outlook(devices)

@@ -17,6 +17,7 @@ from torch import fx
 
 from fxsolve.bands import Passes, bands_of
 from fxsolve.bits import differing, same_bits
+from fxsolve.cost import Phase, Timed, call_count
 from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
 from fxsolve.passes.batch_step import batch_step
 from fxsolve.passes.layouts import without_gaps
@@ -25,6 +26,7 @@ from fxsolve.passes.reuse import reuse
 from fxsolve.prims import SlotView
 from fxsolve.solution import NotSolved, note_iterate
 from fxsolve.solvers import Solver, drive
+from fxsolve.timing import seconds_of
 
 Tensors = Sequence[torch.Tensor]
 UNCHECKED = {"cuda": 3}  # sweeps between two stopping tests, which wait for the device; overshooting is harmless
@@ -45,6 +47,7 @@ class LoweredFixedPoint:
         self.head: Callable[..., Any] = generated(batch_step(without_gaps(block.head), varying, block.length))
         self.one_by_one = False  # whether final slots take the value of a single slot's head, at eager's own shapes
         self.slack = 0.0  # how far features may be from eager's, relative to the largest: then slots must not nearly tie
+        self.shares = 0.0  # the passes of the last solution, those of a part of the rows counted as the part they take
         self.tables: dict[torch.device, list[torch.Tensor]] = {}
         self.views: dict[torch.device, list[SlotView]] = {}
 
@@ -78,6 +81,23 @@ class LoweredFixedPoint:
                     return f"the head for all slots at once, which differs in bits from that of slot {t}"
         return None
 
+    def phases(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Phase, ...]:
+        """What the phases of a sweep take: a pass of the network, and the head with the stopping test."""
+        problem = FixedPointProblem(self, initial, stacked, consts)
+        problem.open(0, problem.equations, 1)
+        problem.sweep()
+        problem.commit()
+        timed = Timed(problem)
+        timed.sweep()
+        timed.commit()
+        alone = seconds_of(lambda: self.network(*problem.buffers, *consts))
+        rest = max(0.0, timed.seconds["sweep"] + timed.seconds["commit"] - alone)
+        parts = self.block.length * len(problem.settled)
+        return (
+            Phase("passes of the network", alone, 1, call_count(self.block.network), parts),
+            Phase("heads and stopping tests", rest, 1, call_count(self.block.head), parts),
+        )
+
     def solve(
         self, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors, limit: int | None
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
@@ -90,6 +110,7 @@ class LoweredFixedPoint:
             return self.solve(solver, initial, stacked, consts, limit)
         if self.slack and (tie := problem.near_tie()) is not None:
             raise NotSolved(f"slot {tie} is a near tie: eager's own shapes may round it the other way")
+        self.shares = problem.network.shares(problem.passes)
         figures = {
             "sweeps": problem.passes if problem.block == 1 else len(frontier),
             "steps": problem.passes,

@@ -58,6 +58,14 @@ class Runner(torch.nn.Module):
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
         raise NotImplementedError
 
+    def predicted(self, devices: int) -> float | None:
+        """The seconds of the last call on so many devices: a simulation (fxsolve.cost). None before it is decided."""
+        return None
+
+    def outlook(self, devices: int) -> list[str]:
+        """What it would take for another schedule to pay on so many devices, in lines for `explain`."""
+        return []
+
     def lines(self) -> list[str]:
         """What `explain` says of this kind of block beside its plan and candidates."""
         return []

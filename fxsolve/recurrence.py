@@ -12,6 +12,7 @@ import torch
 from fxsolve.beside import BesideInOrder, BesideTheGuess, BesideTheLast, Walk
 from fxsolve.bits import same_bits
 from fxsolve.certificate import CONTRACTION, GOOD, LOOKS, yardsticks
+from fxsolve.cost import Phase, Timed, call_count
 from fxsolve.ir import CARRY, TensorType
 from fxsolve.lowered import LoweredRecurrence, fold
 from fxsolve.solution import NotSolved
@@ -40,6 +41,24 @@ def solve(
         "certificate": certificate,
     }
     return values, figures
+
+
+def phases(
+    lowered: LoweredRecurrence, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors, limit: int | None
+) -> tuple[Phase, ...]:
+    """What the phases of a solution take. Raises NotSolved without certificate."""
+    problem = RecurrenceProblem(lowered, solver, initial, stacked, consts)
+    timed = Timed(problem)
+    with threads(lowered.threads):
+        drive(timed, solver, limit)
+        timed.took("commit", problem.finish)
+    length, count = lowered.block.length, problem.layout.count
+    split, steps = lowered.split, max(1, problem.steps)
+    return (
+        Phase("inputs of all steps", timed.seconds["open"], 1, call_count(split.pre), length),
+        Phase("steps", timed.seconds["sweep"] / steps, steps, call_count(split.core), count),
+        Phase("checks and results", timed.seconds["commit"], 1, call_count(split.post), length),
+    )
 
 
 class RecurrenceProblem:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxsolve.bits import same_bits
+from fxsolve.cost import Phase, call_count, predicted
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
 from fxsolve.ir import CONST, FixedPoint, Recurrence
@@ -29,7 +30,7 @@ from fxsolve.passes.readable import generated
 from fxsolve.passes.sink import sink
 from fxsolve.passes.slots import fixed_point
 from fxsolve.plan import Candidate, Plan, Runner, Tensors
-from fxsolve.recurrence import solve
+from fxsolve.recurrence import phases, solve
 from fxsolve.repeat import LoweredRepeat, repeats
 from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
@@ -72,6 +73,7 @@ class BlockRunner(Runner):
         self.patience = HELD
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
         self.proof: Proof | None = None
+        self.phases: tuple[Phase, ...] = ()
         self.in_order = generated(block.step)
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
@@ -91,6 +93,7 @@ class BlockRunner(Runner):
             self.plan = self.decide(initial, stacked, consts)
             if self.plan.bitwise and self.forced is None and not self.padded:
                 self.least = self.block.length * seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
+            self.phases = self.measured(self.plan, initial, stacked, consts)
             start = time.perf_counter()
         if self.plan.kind == "FixedPoint" and self.kept and not self.still_proved(consts):
             self.plan = self.decide(initial, stacked, consts)
@@ -130,6 +133,32 @@ class BlockRunner(Runner):
                 raise
             values, figures = self.run_in_order(initial, stacked, consts)
             return values, figures | {"fallback": f"completed in order: {error}"}
+
+    def measured(self, plan: Plan, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Phase, ...]:
+        """What the phases of a solution take on these inputs."""
+        self.device = next((x.device for x in [*initial, *stacked, *consts]), torch.device("cpu"))
+        try:
+            if plan.in_order or plan.kind == "Repeat":
+                step = seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
+                return (Phase("steps in order", step, self.block.length, call_count(self.block.step), 1),)
+            if plan.kind == "FixedPoint":
+                assert self.fixed is not None
+                return self.fixed.phases(initial, stacked, consts)
+            assert self.recurrence is not None
+            return phases(self.recurrence, plan.solver, initial, stacked, consts, plan.limit)
+        except NotSolved:
+            return ()
+
+    def predicted(self, devices: int) -> float | None:
+        if self.solution is None or not self.phases or self.plan is None:
+            return None
+        if self.plan.kind == "FixedPoint" and self.fixed is not None:
+            rounds = [self.fixed.shares, self.solution.steps]
+        elif len(self.phases) == 1:
+            rounds = [self.solution.steps]
+        else:
+            rounds = [1, self.solution.steps, 1]
+        return predicted([replace(p, rounds=n) for p, n in zip(self.phases, rounds, strict=True)], devices, self.device)
 
     def missed(self, error: NotSolved) -> None:
         """Takes note of a call that the plan did not solve. After a few in a row the next call makes a new plan (training

@@ -1,0 +1,213 @@
+"""How good the scheduler's choice is: each case by what it chose, and by every candidate, in turns in one process.
+
+    python -m benchmarks.regret [--only TEXT] [--small] [--out FILE]
+
+Regret is the seconds of the choice over those of the best candidate, less one; the original is a candidate, and those that
+reach no certificate are none. Also how far the cost model's prediction for one device is from what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import fxsolve
+from benchmarks.run import RESULTS, machine
+from examples.densenet.model import cifar
+from examples.made.model import MADE
+from examples.report import SEED, once
+from examples.rnn.models import LinearGRUCell, LinearRNNCell, Loop, LSTMLoop
+from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
+
+BUDGET = 6.0  # seconds of a case's rounds
+LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])
+SAMPLER_SOLVERS = (Jacobi(), JacobiGS(8), GSJacobi(64))
+CHAIN_SOLVERS = (Jacobi(), JacobiGS(4), GSJacobi(8))
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    make: Callable[[], tuple[Callable[..., Tensor], tuple]]
+    solvers: tuple[fxsolve.solvers.Solver, ...]
+
+
+class Tower(nn.Module):
+    """Residual layers of different widths."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        sizes = [width + 3 * k for k in range(layers)]
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(width, n), nn.ReLU(), nn.Linear(n, width)) for n in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+class Causal(nn.Module):
+    """A sampler over a signal: a stack of causal convolutions, called once for each new value."""
+
+    def __init__(self, length: int, channels: int) -> None:
+        super().__init__()
+        self.length = length
+        self.convs = nn.ModuleList(nn.Conv1d(a, channels, 3) for a in (1, channels, channels))
+        self.last = nn.Conv1d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (1, -1))
+        for conv in self.convs:
+            x = torch.relu(conv(nn.functional.pad(x, (2, 0))))
+        return self.last(x)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        x = torch.zeros(n, 1, self.length)
+        for t in range(self.length):
+            x[:, 0, t] = torch.tanh(self(x)[:, 0, t]) + 0.1 * torch.randn(n)
+        return x
+
+
+def loop(kind: str, length: int, batch: int, width: int, gain: float | None) -> tuple[Callable[..., Tensor], tuple]:
+    """A loop over a cell. With a gain, the recurrent weights are gain * N(0, 1/d)."""
+    torch.manual_seed(0)
+    cells = {
+        "RNN": lambda: Loop(LinearRNNCell(width, width)),
+        "GRU": lambda: Loop(LinearGRUCell(width, width)),
+        "RNNCell": lambda: Loop(nn.RNNCell(width, width)),
+        "LSTMCell": lambda: LSTMLoop(nn.LSTMCell(width, width)),
+    }
+    model = cells[kind]().eval()
+    if gain is not None:
+        for name, weight in model.named_parameters():
+            if name in ("cell.h.weight", "cell.weight_hh"):
+                nn.init.normal_(weight, std=gain / width**0.5)
+    return model, (torch.randn(batch, length, width),)
+
+
+def sampler(build: Callable[[], nn.Module], batch: int) -> tuple[Callable[..., Tensor], tuple]:
+    torch.manual_seed(0)
+    return build().eval().sample, (batch,)
+
+
+def network(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> tuple[Callable[..., Tensor], tuple]:
+    torch.manual_seed(0)
+    return build().eval(), (torch.randn(shape),)
+
+
+def cases(small: bool) -> Iterator[Case]:
+    """Loops, samplers and layers, from tiny to long, from one sample to many, from contracting to chaotic."""
+    shrink = 16 if small else 1
+    loops: list[tuple[str, int, int, int, float | None]] = [
+        ("GRU", 4, 1, 32, None), ("GRU", 16, 1, 32, None), ("GRU", 64, 1, 32, None), ("GRU", 256, 1, 64, None),
+        ("GRU", 1024, 1, 64, None), ("GRU", 4096, 1, 64, None), ("GRU", 1024, 8, 64, None), ("GRU", 1024, 64, 64, None),
+        ("GRU", 256, 256, 64, None), ("RNN", 32, 1, 16, 0.5), ("RNN", 512, 1, 32, 0.5), ("RNN", 16384, 1, 32, 0.5),
+        ("RNN", 1024, 1, 64, 0.9), ("RNN", 1024, 1, 64, 1.2), ("RNN", 1024, 1, 64, 1.5), ("RNN", 1024, 1, 64, 2.0),
+        ("RNN", 1024, 16, 64, 1.2), ("RNN", 128, 256, 64, 0.9), ("RNNCell", 2048, 1, 64, 1.0), ("RNNCell", 256, 64, 128, 1.0),
+        ("LSTMCell", 8, 1, 64, None), ("LSTMCell", 128, 1, 64, None), ("LSTMCell", 2048, 1, 64, None),
+        ("LSTMCell", 512, 32, 64, None),
+    ]  # fmt: skip
+    for kind, length, batch, width, gain in loops:
+        gained = "" if gain is None else f", gain {gain}"
+        name = f"{kind} loop, T={length}, batch {batch}, d={width}{gained}"
+        size = min(length, 64) if small else length
+        yield Case(name, partial(loop, kind, size, batch, width, gain), LOOP_SOLVERS)
+    for pixels, batch in ((16, 1), (64, 1), (256, 1), (256, 16), (256, 256)):
+        made = partial(MADE, max(8, pixels // shrink), (128, 128))
+        yield Case(f"MADE sampler, {pixels} slots, batch {batch}", partial(sampler, made, batch), SAMPLER_SOLVERS)
+    for length, batch in ((32, 1), (256, 1), (256, 16)):
+        causal = partial(Causal, max(8, length // shrink), 16)
+        yield Case(f"causal convolutions, {length} slots, batch {batch}", partial(sampler, causal, batch), SAMPLER_SOLVERS)
+    for layers, batch in ((6, 1), (32, 1), (32, 256)):
+        tower = partial(Tower, layers, 64)
+        yield Case(f"{layers} residual layers, batch {batch}", partial(network, tower, (batch, 64)), CHAIN_SOLVERS)
+    dense = partial(network, partial(cifar, 22 if small else 40), (1, 3, 32, 32))
+    yield Case("DenseNet-BC-40, batch 1", dense, CHAIN_SOLVERS)
+
+
+def measure(case: Case, budget: float) -> dict:
+    """Seconds of the choice and of all candidates in turns, the regret, and the cost model's prediction."""
+    fn, arguments = case.make()
+    chosen = fxsolve.compile(fn)
+    programs: dict[str, Callable] = {"chosen": chosen, "original": fn}
+    compiled = {str(solver): fxsolve.compile(fn, solver=solver) for solver in case.solvers}
+    excluded: dict[str, str] = {}
+    with torch.no_grad():
+        for name, program in {"chosen": chosen, **compiled}.items():
+            try:
+                for _ in range(2):
+                    torch.manual_seed(SEED)
+                    program(*arguments)
+                blocks = program.solution.blocks
+                problem = next((b.fallback for b in blocks if b.fallback), program.solution.fallback)
+            except fxsolve.FxsolveError as error:
+                problem = str(error)
+            if name != "chosen":
+                if problem:
+                    excluded[name] = problem
+                else:
+                    programs[name] = program
+        seconds: dict[str, list[float]] = {name: [] for name in programs}
+        spent = 0.0
+        while spent < budget and len(seconds["chosen"]) < 40 or len(seconds["chosen"]) < 5:
+            for name, program in programs.items():
+                seconds[name].append(once(lambda: program(*arguments)))  # noqa: B023
+                spent += seconds[name][-1]
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    best = min(medians, key=medians.__getitem__)
+    solution = chosen.solution
+    return {
+        "choice": "original" if solution.fallback else ", ".join(b.solver for b in solution.blocks),
+        "best": best,
+        "regret": medians["chosen"] / medians[best] - 1,
+        "over_original": medians["original"] / medians["chosen"],
+        "seconds": medians,
+        "excluded": excluded,
+        "predicted": chosen.predict(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to test the benchmark itself")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    options = parser.parse_args()
+    wanted = [case for case in cases(options.small) if options.only in case.name]
+    if not wanted:
+        sys.exit(f"no case contains {options.only!r}; there are: " + "; ".join(case.name for case in cases(options.small)))
+    report: dict = {"machine": machine("cpu"), "cases": {}}
+    out = options.out or RESULTS / f"regret{'-small' if options.small else ''}.json"
+    for case in wanted:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fxsolve.FallbackWarning)
+            result = report["cases"][case.name] = measure(case, 0.2 if options.small else BUDGET)
+        print(
+            f"{case.name}: {result['choice']}, best {result['best']}, regret {100 * result['regret']:.0f} %, "
+            f"{result['over_original']:.2f}x over the original, predicted / measured "
+            + (f"{result['predicted'] / result['seconds']['chosen']:.2f}" if result["predicted"] else "-"),
+            flush=True,
+        )
+    regrets = [result["regret"] for result in report["cases"].values()]
+    slowest = min(result["over_original"] for result in report["cases"].values())
+    report["summary"] = {"median": statistics.median(regrets), "worst": max(regrets), "least_over_original": slowest}
+    middle, worst = 100 * statistics.median(regrets), 100 * max(regrets)
+    print(f"{len(regrets)} cases: regret {middle:.0f} % in median, {worst:.0f} % at worst; {slowest:.2f}x at least over the original")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

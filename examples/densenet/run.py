@@ -1,0 +1,151 @@
+"""DenseNets as equations: how many Jacobi sweeps their layers need, what that would give, and what it gives.
+
+    python -m examples.densenet.run [--small] [--device cuda]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import fxsolve
+from examples.densenet.data import digits, photographs
+from examples.densenet.model import cifar
+from examples.densenet.weights import trained, untrained
+from examples.report import interleaved, medians
+from fxsolve.solution import keep_iterates
+
+OUT = Path(__file__).parent / "out"
+DEVICES = (1, 4, 16, 1000)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one network showed; times in seconds."""
+
+    name: str
+    layers: int
+    certificate: str
+    distances: tuple[float, ...]  # of the scores from eager's after each sweep, relative to the largest one
+    right: tuple[bool, ...]  # whether the best five are eager's, in order, after each sweep
+    in_order: float  # the layers one after another, as they were timed one by one
+    estimated: dict[int, float]  # what Jacobi sweeps would take on so many devices
+    seconds: dict[str, float]  # real ones, on this device
+    choice: str
+
+    @property
+    def to_top5(self) -> int:
+        """The sweeps from which on the best five are right."""
+        return len(self.right) - next(n for n, right in enumerate([*self.right[::-1], False]) if not right) + 1
+
+
+def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: str) -> Found:
+    """Solves the layers by Jacobi sweeps, and compares times with eager and with what fxsolve chooses."""
+    swept, fast = fxsolve.compile(model, solver=fxsolve.Jacobi()), fxsolve.compile(model)
+    expected = model(images)
+    best, largest = expected.topk(5).indices, expected.abs().max()
+    swept(images)
+    assert torch.equal(fast(images), expected), f"{name}: the chosen schedule gives other bits"
+    with keep_iterates(range(10_000)) as kept:
+        ours = swept(images)
+    (block,) = swept.solution.blocks
+    scores = [kept[k][-1] for k in range(1, block.sweeps + 1)]
+    assert (ours - expected).abs().max() <= 1e-4 * largest, f"{name}: the scores differ"
+    distances = tuple(((s - expected).abs().max() / largest).item() for s in scores)
+    right = tuple(torch.equal(s.topk(5).indices, best) for s in scores)
+    variants = {"eager": lambda: model(images), "fast": lambda: fast(images), "jacobi": lambda: swept(images)}
+    seconds = medians(interleaved(variants, rounds, device))
+    estimated = {n: swept.predict(n) for n in DEVICES}
+    choice = "the original" if fast.solution.fallback else fast.solution.blocks[0].solver
+    found = Found(
+        name, block.equations, block.certificate, distances, right, fast.predict(), estimated, seconds, choice
+    )
+    print(f"{name}: {found.layers} layers, {len(right)} sweeps; {block.certificate}", flush=True)
+    return found
+
+
+def tables(found: list[Found]) -> None:
+    """Sweeps and real times; then, apart from them, the estimates."""
+    real = Table(title="Jacobi sweeps over layers; seconds as measured on this device", title_justify="left")
+    for heading in ("network", "layers", "sweeps to top 5", "to certificate", "certificate"):
+        real.add_column(heading)
+    for heading in ("eager s", "chosen s", "ratio", "Jacobi s"):
+        real.add_column(heading, justify="right", no_wrap=True)
+    real.add_column("choice")
+    title = "Estimates: layers of a sweep side by side, no communication. Nothing here was measured"
+    guess = Table(title=title, title_justify="left")
+    guess.add_column("network")
+    for heading in ("in order s", *[f"Jacobi, {n} device{'s' * (n > 1)}" for n in DEVICES], "slowest layer x sweeps to top 5"):
+        guess.add_column(heading, justify="right")
+    for f in found:
+        eager, fast = f.seconds["eager"], f.seconds["fast"]
+        times = (f"{eager:.4f}", f"{fast:.4f}", f"{eager / fast:.2f}x", f"{f.seconds['jacobi']:.4f}")
+        real.add_row(f.name, str(f.layers), str(f.to_top5), str(len(f.right)), f.certificate, *times, f.choice)
+        paper = f.estimated[DEVICES[-1]] * f.to_top5 / len(f.right)
+        guess.add_row(f.name, *[f"{s:.4f}" for s in (f.in_order, *f.estimated.values(), paper)])
+    console = Console()
+    console = Console(width=max(console.width, 150))
+    console.print(real)
+    console.print(guess)
+
+
+def picture(found: list[Found], path: Path) -> None:
+    """The distance from eager's scores after each sweep; a dot from where on the best five are right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for f in found:
+        sweeps = range(1, len(f.distances) + 1)
+        (line,) = axis.semilogy(sweeps, [max(d, 1e-9) for d in f.distances], label=f"{f.name}, {f.layers} layers")
+        axis.plot(f.to_top5, max(f.distances[f.to_top5 - 1], 1e-9), "o", color=line.get_color())
+        axis.axvline(f.layers, color=line.get_color(), linestyle=":", linewidth=0.8)
+    axis.set_xlabel("Jacobi sweeps (dots: the best five scores are right; dotted: the number of layers)")
+    axis.set_ylabel("distance from eager's scores, relative")
+    axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def networks(small: bool) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """(name, network, images)."""
+    if small:
+        yield "DenseNet-BC-22, untrained", cifar(22).eval(), digits()[1][0][:1]
+        return
+    yield "DenseNet-BC-100, trained on digits", trained(), digits()[1][0][:1]
+    for depth in (121, 201):
+        yield f"DenseNet-{depth}, untrained", untrained(depth), photographs(1)
+        try:
+            from torchvision.models import densenet121, densenet201
+        except ImportError:  # it has no CPU build: the one that is written out has to do
+            continue
+        yield f"torchvision's DenseNet-{depth}", {121: densenet121, 201: densenet201}[depth]().eval(), photographs(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="one small network, seconds instead of minutes, for tests")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    found, rounds, device = [], 3 if options.small else 7, options.device
+    with torch.no_grad():
+        for name, model, images in networks(options.small):
+            found.append(measure(name, model.to(device), images.to(device), rounds, device))
+    tables(found)
+    path = OUT / f"{'small-' if options.small else ''}sweeps.png"
+    picture(found, path)
+    print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Chains of unequal layers end to end: every solver against eager, the certificate, and what it must not accept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxsolve
+from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
+from fxsolve.chain import ChainRunner, Layer, Sweeps
+from fxsolve.solvers import Solver, drive
+from tests.checking import assert_certified, assert_same_bits, assert_to_rounding, doubled, later_call
+from tests.passes.random_layers import random_network
+from tests.passes.test_chain import W, block_of, found, residual
+
+SOLVERS = (Jacobi(), JacobiGS(2), JacobiGS(3), GSJacobi(3), GaussSeidel())
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("exactness", ["auto", "bitwise"])
+def test_random_networks(seed: int, exactness: str) -> None:
+    net, shape = random_network(seed)
+    solver = SOLVERS[seed % len(SOLVERS)]
+    x, other = torch.randn(shape), torch.randn(shape)
+    compiled = fxsolve.compile(net, solver=solver, exactness=exactness)
+    ours = later_call(compiled, [x], [other])
+    assert_certified(compiled, solver)
+    (block,) = compiled.solution.blocks
+    assert block.kind == "Chain" and block.sweeps <= block.equations
+    with torch.no_grad():
+        eager = net(x.clone())
+        if block.residual == 0.0:
+            assert_same_bits(ours, eager)
+        assert exactness == "auto" or block.residual == 0.0
+        exact = net.double()(doubled(x))
+        net.float()
+    assert_to_rounding(ours, eager, exact)
+
+
+@pytest.mark.parametrize(("solver", "sweeps"), [(Jacobi(), 6), (JacobiGS(2), 3), (GSJacobi(2), 6), (GaussSeidel(), 1)], ids=str)
+def test_a_sweep_makes_at_least_one_more_layer_or_block_final(solver: Solver, sweeps: int) -> None:
+    block = block_of(found(residual, torch.randn(2, 3)))
+    layers = [Layer(block.layers, n) for n in range(block.length)]
+    consts = (torch.randn(2, 3), *[w * 1.0 for w in W[:5]])
+    problem = Sweeps(block, layers, consts, bitwise=True)
+    history = drive(problem, solver)
+    assert len(history) == sweeps and history[-1] == 6
+    assert_same_bits(problem.states[-1], residual_with(consts))
+
+
+def residual_with(consts: tuple[Tensor, ...]) -> Tensor:
+    x, *weights = consts
+    for weight in weights:
+        x = torch.relu(x + torch.tanh(x @ weight))
+    return x
+
+
+def test_layers_are_evaluated_again_only_if_what_they_read_has_changed() -> None:
+    block = block_of(found(residual, torch.randn(2, 3)))
+    layers = [Layer(block.layers, n) for n in range(block.length)]
+    problem = Sweeps(block, layers, (torch.randn(2, 3), *W[:5]), bitwise=True)
+    drive(problem, Jacobi())
+    assert [sorted(n for block in sweep for n in block) for sweep in problem.rounds] == [list(range(k, 6)) for k in range(6)]
+
+
+def amplifying(x: Tensor) -> Tensor:
+    """What is small in the first sums decides at last: layers in between take differences of almost equal numbers."""
+    for k in range(12):
+        y = x @ W[k % 5]
+        x = x + (y - y.roll(1, 1) * (1 + 1e-7 * k)) * 3 if k % 2 else x + torch.sin(100 * y)
+    return x
+
+
+def test_an_amplifying_network_is_not_certified_early() -> None:
+    compiled = fxsolve.compile(amplifying, solver=Jacobi())
+    x, other = torch.randn(2, 3), torch.randn(2, 3)
+    ours = later_call(compiled, [x], [other])
+    assert_certified(compiled, Jacobi())
+    assert_to_rounding(ours, amplifying(x), amplifying_in_double(x))
+
+
+def amplifying_in_double(x: Tensor) -> Tensor:
+    kept = list(W)
+    try:
+        W[:] = [w.double() for w in kept]
+        return amplifying(x.double())
+    finally:
+        W[:] = kept
+
+
+def test_a_small_component_that_is_amplified_counts() -> None:
+    """A component of 1e-9 beside one of 1 is off by a part: no norm over the state sees that, its own unit does."""
+    scale = torch.tensor([1.0, 1e-9])
+
+    def program(x: Tensor) -> Tensor:
+        for k in range(6):
+            y = torch.sin(x @ W[k][:2, :2] / scale.flip(0)[0]) * scale
+            x = x + y
+        return x * 1e9
+
+    compiled = fxsolve.compile(program, solver=Jacobi())
+    x = torch.randn(1, 2) * scale
+    ours = later_call(compiled, [x], [torch.randn(1, 2) * scale])
+    assert_certified(compiled, Jacobi())
+    gap = (ours - program(x)).abs() / program(x).abs()
+    assert float(gap.max()) < 1e-5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_values_are_eagers(value: float) -> None:
+    net, shape = random_network(1)
+    x = torch.randn(shape)
+    x.view(-1)[0] = value
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    assert_same_bits(later_call(compiled, [x], [torch.randn(shape)]).isnan(), net(x).isnan())
+
+
+def test_without_a_solver_the_original_runs_and_says_why() -> None:
+    net, shape = random_network(3)
+    compiled = fxsolve.compile(net)
+    x = torch.randn(shape)
+    assert_same_bits(later_call(compiled, [x]), net(x).detach())
+    assert "one device evaluates the layers one after another" in compiled.solution.fallback
+    text = compiled.explain()
+    assert "Chain of" in text and "solver: GaussSeidel()" in text
+
+
+def test_with_gradients_the_original_runs() -> None:
+    net, shape = random_network(3)
+    compiled = fxsolve.compile(net)
+    x = torch.randn(shape)
+    compiled(x).sum().backward()
+    ours = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net(x).sum().backward()
+    assert_same_bits(ours, [p.grad for p in net.parameters()])
+
+
+def test_the_picture_has_a_node_for_each_layer(tmp_path) -> None:
+    net, shape = random_network(0)
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    later_call(compiled, [torch.randn(shape)])
+    text = compiled.draw(tmp_path / "chain.dot").read_text()
+    (runner,) = compiled._compiler.last.executable.runners.values()
+    assert isinstance(runner, ChainRunner)
+    assert all(f"s{n}: " in text for n in range(runner.block.length))
+    assert "Chain" in compiled.report(tmp_path / "chain.html").read_text()
