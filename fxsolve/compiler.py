@@ -39,6 +39,7 @@ from fxsolve.passes.slots import fixed_point, outputs_from_buffers
 from fxsolve.plan import Plan, Runner
 from fxsolve.progress import progress
 from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner
+from fxsolve.shell import Shell, shell_of
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
@@ -84,9 +85,16 @@ class Compiler:
         self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
         self.solution: Solution | None = None
         self.last: Entry | None = None
+        self.shell: Shell | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
+        if self.shell is not None:
+            if self.shell.fits(args, kwargs):
+                result = self.fn(*args, **kwargs)
+                self.solution = Solution((), time.perf_counter() - start, self.shell.why)
+                return result
+            self.shell = None
         if recording():
             return self.fn(*args, **kwargs)  # inside another compiled callable's first call: part of that program
         try:
@@ -111,6 +119,7 @@ class Compiler:
                 raise CaptureError(entry.refusal)
             result = self.fn(*args, **kwargs)
             self.solution = Solution((), time.perf_counter() - start, entry.choice)
+            self.shell = shell_of(args, kwargs, entry.choice)
             return result
         flat = args if not kwargs and all(isinstance(a, torch.Tensor) for a in args) else pytree.tree_leaves((args, kwargs))
         states = generator_states(flat)

@@ -1,0 +1,41 @@
+"""The shell around a callable that runs as it is: as thin as it can be.
+
+Where the original is the choice, its result is right whatever has changed: so shapes are all that is compared, and signature
+and guards are looked at again once in a while only, as something else may pay by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+AGAIN = 64  # calls
+
+
+class Shell:
+    """Arguments of one kind, for which the original was chosen: `why`."""
+
+    __slots__ = ("grad", "kinds", "left", "why")
+
+    def __init__(self, args: Sequence[Any], why: str) -> None:
+        self.kinds = [(type(a), a.shape if isinstance(a, torch.Tensor) else a) for a in args]
+        self.grad = torch.is_grad_enabled()
+        self.why, self.left = why, AGAIN
+
+    def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call is one of that kind, and it is not time to look at it closely."""
+        if kwargs or not self.left or len(args) != len(self.kinds) or torch.is_grad_enabled() is not self.grad:
+            return False
+        for value, (kind, seen) in zip(args, self.kinds):
+            if type(value) is not kind or (value.shape if kind is torch.Tensor else value) != seen:
+                return False
+        self.left -= 1
+        return True
+
+
+def shell_of(args: Sequence[Any], kwargs: Mapping[str, Any], why: str) -> Shell | None:
+    """The shell for calls like this one; None where arguments are other things than tensors, numbers and strings."""
+    plain = (torch.Tensor, int, float, bool, str, type(None))
+    return None if kwargs or any(type(a) not in plain for a in args) else Shell(args, why)
