@@ -21,8 +21,11 @@ from fxsolve.bits import same_bits
 from fxsolve.certificate import CONTRACTION, TOLERANCE
 from fxsolve.cost import makespan
 from fxsolve.ir import CARRY, CONST, Chain, placeholders, results
+from fxsolve.passes.chain import in_order
 from fxsolve.passes.graphs import copy_nodes, needed_for, placeholder_like
 from fxsolve.passes.readable import generated
+from fxsolve.passes.reuse import reuse
+from fxsolve.passes.share_cats import share_cats
 from fxsolve.passes.units import unit_step
 from fxsolve.plan import Plan, Runner, Tensors
 from fxsolve.solution import BlockSolution, note_iterate
@@ -153,7 +156,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 class ChainRunner(Runner):
-    """A chain in a compiled program. On one device no order of sweeps is quicker than the program's own."""
+    """A chain in a compiled program. On one device no order of sweeps is quicker than the program's own; but that can be
+    run as one straight-line program.
+    """
 
     block: Chain
 
@@ -161,16 +166,19 @@ class ChainRunner(Runner):
         super().__init__()
         self.block, self.forced, self.exactness = block, forced, exactness
         self.layers = [Layer(block.layers, number) for number in range(block.length)]
+        self.straight = generated(reuse(share_cats(in_order(block))))
         self.seconds: list[float] = []  # of each layer
         self.tests: list[float] = []  # likewise, of comparing its value with the one before
         self.looks: list[float] = []  # likewise, of looking closely at its residual
         self.sweeps: Sweeps | None = None  # the last call's
 
-    def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
-        """All states."""
+    def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
+        """The states that are asked for, each in its place."""
         if self.plan is None:
             self.plan = self.decide(consts)
         start = time.perf_counter()
+        if self.plan.in_order:
+            return self.run_in_order(consts, start)
         sweeps = Sweeps(self.block, self.layers, consts, self.exactness == "bitwise")
         frontier = drive(sweeps, self.plan.solver)
         states = tuple(sweeps.states)
@@ -189,7 +197,27 @@ class ChainRunner(Runner):
             certificate=certificate(sweeps.residual),
             seconds=time.perf_counter() - start,
         )
-        return states
+        return tuple(states[n] if n in self.block.asked else None for n in range(self.block.length))
+
+    def run_in_order(self, consts: Tensors, start: float) -> tuple[torch.Tensor | None, ...]:
+        """All layers one after another, as one straight-line program: eager's calls, with less memory moved."""
+        found: list[torch.Tensor | None] = [None] * self.block.length
+        for number, state in zip(self.block.asked, self.straight(*consts), strict=True):
+            found[number] = state
+        self.solution = BlockSolution(
+            self.block.name,
+            self.block.kind,
+            str(GaussSeidel()),
+            self.block.length,
+            sweeps=1,
+            steps=self.block.length,
+            frontier=(self.block.length,),
+            residual=0.0,
+            contraction=None,
+            certificate="in order",
+            seconds=time.perf_counter() - start,
+        )
+        return tuple(found)
 
     def decide(self, consts: Tensors) -> Plan:
         """Times the layers one by one; sweeps are made if they are asked for."""

@@ -441,8 +441,9 @@ def untrainable(recording: Recording) -> str | None:
 
 
 def in_order(executable: Executable) -> bool:
-    """Whether every block makes eager's own calls: no other schedule was certified."""
-    return all(r.plan is None or r.plan.in_order for r in executable.runners.values())
+    """Whether every block makes just eager's own calls: no other schedule was certified. (A chain spares memory on the way.)"""
+    plans = [r.plan for r in executable.runners.values()]
+    return all(plan is None or (plan.in_order and plan.kind != "Chain") for plan in plans)
 
 
 def quick_enough(executable: Executable) -> float | None:

@@ -65,7 +65,7 @@ class Timed:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.equations = problem, problem.equations
-        self.seconds = dict.fromkeys(("open", "sweep", "commit"), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(("open", "sweep", "commit"), 0.0)
 
     def open(self, low: int, high: int, block: int) -> None:
         self.took("open", lambda: self.problem.open(low, high, block))

@@ -140,13 +140,15 @@ class Chain:
     """`s_l = h_l(s_{<l}, c)`, l = 1..L, with layers h_l that differ and states of different shapes.
 
     `layers` has the placeholders `s0, s1, ..` (all states) and `c0, c1, ..` (what layers read from outside), and returns
-    all states, computed: one Jacobi sweep. State l is computed from states before it only.
+    all states, computed: one Jacobi sweep. State l is computed from states before it only. `asked` are the states that the
+    program uses; the call gives None for the others.
     """
 
     name: str
     length: int
     layers: fx.Graph
     consts: int
+    asked: tuple[int, ...]
     source: str = ""
 
     kind = "Chain"

@@ -36,13 +36,13 @@ class Plan:
 
     @property
     def in_order(self) -> bool:
-        """Whether it makes eager's own calls."""
+        """Whether it evaluates the equations in order, once each: with eager's own calls."""
         return self.kind != "Repeat" and self.solver == GaussSeidel()
 
     @property
     def bitwise(self) -> bool:
         """Whether every equation holds bit for bit once it is solved."""
-        return self.kind in ("FixedPoint", "Repeat")
+        return self.kind in ("FixedPoint", "Repeat") or (self.kind == "Chain" and self.in_order)
 
 
 class Runner(torch.nn.Module):
@@ -55,7 +55,7 @@ class Runner(torch.nn.Module):
     solution: BlockSolution | None = None
     least: float | None = None  # seconds that eager's calls take at the least, where that is known
 
-    def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
+    def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
         raise NotImplementedError
 
     def predicted(self, devices: int) -> float | None:

@@ -2,7 +2,7 @@
 
 A *region* of a dense tensor is given by (size, stride, offset) in elements, offset counted from the tensor's first
 element; it is what `x[:, i]`, `x[:, :, i, j]` and the like address. All functions are pure but for `draw` and
-`draws`, which advance a generator.
+`draws`, which advance a generator, and for `extended`, which fills what nothing else reads.
 """
 
 from __future__ import annotations
@@ -31,6 +31,23 @@ def write(base: torch.Tensor, value: torch.Tensor, size: Sequence[int], stride: 
 def laid_out(value: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     """A copy of `value` with the given strides, which may leave gaps between its elements."""
     return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def room(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Memory for a tensor that grows: to be filled by `extended`."""
+    return like.new_empty(shape)
+
+
+def extended(room: torch.Tensor, start: int, parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """Writes the parts into `room` from `start` along a dimension; the view of all that is there up to their end.
+
+    What comes before the dimension is of size one, so the view is laid out as the concatenation would be.
+    """
+    for part in parts:
+        room.narrow(dim, start, part.shape[dim]).copy_(part)
+        start += part.shape[dim]
+    shape = (*room.shape[:dim], start, *room.shape[dim + 1 :])
+    return room.view(-1).narrow(0, 0, math.prod(shape)).view(shape)
 
 
 def draw(

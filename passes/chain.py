@@ -112,18 +112,33 @@ def with_block(program: Program, found: list[fx.Node], active: Container[fx.Node
             inner[node] = carries[len(computed) - 1]
     layers.output(tuple(computed))
     source = found[0].meta["source"]
-    block = Chain("block0", len(found), flat_cats(layers), len(read), source)
+    asked = tuple(i for i, n in enumerate(found) if n in results(old))
+    block = Chain("block0", len(found), flat_cats(layers), len(read), asked, source)
 
     graph, env = fx.Graph(), {}
     copy_nodes(graph, outside, env)
     call = graph.create_node("call_module", block.name, ((), (), tuple(env[n] for n in read)), name=block.name)
     call.meta.update(type=tuple(n.meta["type"] for n in found), source=source)
-    for number, node in enumerate(found):
-        if node in results(old):
-            env[node] = graph.call_function(operator.getitem, (call, number))
-            env[node].meta.update(node.meta)
+    for number in asked:
+        env[found[number]] = graph.call_function(operator.getitem, (call, number))
+        env[found[number]].meta.update(found[number].meta)
     graph.output(tuple(env[n] for n in results(old)))
     return Program(graph, {block.name: block}, program.leaves, program.outputs, program.mutated, program.guards)
+
+
+def in_order(block: Chain) -> fx.Graph:
+    """The layers one after another: from what they read from outside to the states that are asked for."""
+    old, graph, env = block.layers, fx.Graph(), {}
+    for node in placeholders(old, CONST):
+        env[node] = placeholder_like(graph, node, node.name)
+    states, computed = placeholders(old, CARRY), results(old)
+    state_of = {node: state for state, node in zip(states, computed, strict=True)}
+    for node in calls(old):
+        copy_nodes(graph, [node], env)
+        if node in state_of:
+            env[state_of[node]] = env[node]
+    graph.output(tuple(env[computed[i]] for i in block.asked))
+    return graph
 
 
 def flat_cats(graph: fx.Graph) -> fx.Graph:

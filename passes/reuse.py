@@ -34,6 +34,7 @@ IN_PLACE: dict[Any, Any] = {  # a method of tensors, or a function
 COMMUTATIVE = frozenset({aten.mul.Tensor, aten.add.Tensor})
 PRODUCTS = (aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default)
 NEW = frozenset({*IN_PLACE, *PRODUCTS, aten.cat.default, aten.constant_pad_nd.default})
+NEW_FIRST = frozenset({aten.native_batch_norm.default})  # of several results the first one
 
 
 def reuse(graph: fx.Graph) -> fx.Graph:
@@ -44,7 +45,7 @@ def reuse(graph: fx.Graph) -> fx.Graph:
     for node in list(new.nodes):
         if node.op != "call_function" or node.kwargs:
             continue
-        if node.target in NEW:
+        if node.target in NEW or (is_getitem(node) and node.args[1] == 0 and node.args[0].target in NEW_FIRST):  # type: ignore[union-attr]
             dense.add(node)
         args = written_over(node, dense)
         if args is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxsolve
 from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
@@ -116,14 +116,42 @@ def test_non_finite_values_are_eagers(value: float) -> None:
     assert_same_bits(later_call(compiled, [x], [torch.randn(shape)]).isnan(), net(x).isnan())
 
 
-def test_without_a_solver_the_original_runs_and_says_why() -> None:
+def test_without_a_solver_layers_run_in_order_and_explain_says_why() -> None:
     net, shape = random_network(3)
     compiled = fxsolve.compile(net)
     x = torch.randn(shape)
-    assert_same_bits(later_call(compiled, [x]), net(x).detach())
-    assert "one device evaluates the layers one after another" in compiled.solution.fallback
-    text = compiled.explain()
+    for _ in range(3):
+        with torch.no_grad():
+            assert_same_bits(compiled(x), net(x))
+    text = compiled.explain(devices=4)
     assert "Chain of" in text and "solver: GaussSeidel()" in text
+    assert "one device evaluates the layers one after another" in text
+    assert "Jacobi() on 4 devices, simulated: " in text
+
+
+@pytest.mark.parametrize("devices", [0, -1])
+def test_devices_are_counted_from_one(devices: int) -> None:
+    compiled = fxsolve.compile(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="from 1 on"):
+        compiled.explain(devices=devices)
+    with pytest.raises(ValueError, match="from 1 on"):
+        compiled.predict(devices)
+
+
+def test_predictions_of_more_devices_follow_from_the_layers() -> None:
+    net, shape = random_network(0)
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    later_call(compiled, [torch.randn(shape)])
+    (runner,) = compiled._compiler.last.executable.runners.values()
+    assert isinstance(runner, ChainRunner)
+    runner.seconds, runner.tests, runner.looks = ([s] * runner.block.length for s in (2.0, 0.5, 1.0))
+    assert runner.sweeps is not None
+    evaluated = [sum(map(len, blocks)) for blocks in runner.sweeps.rounds]
+    looked = sum(evaluated[n] for n in runner.sweeps.looked)
+    assert compiled.predict(1) == pytest.approx(2.5 * sum(evaluated) + looked)
+    assert compiled.predict(1000) == pytest.approx(2.5 * sum(n > 0 for n in evaluated) + len(runner.sweeps.looked))
+    halves = sum(-(-n // 2) * (3.5 if k in runner.sweeps.looked else 2.5) for k, n in enumerate(evaluated))
+    assert compiled.predict(2) == pytest.approx(halves)
 
 
 def test_with_gradients_the_original_runs() -> None:

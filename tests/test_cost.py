@@ -1,0 +1,77 @@
+"""The cost model: phases on several devices, and independent pieces of work shared out among them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fxsolve
+from fxsolve.cost import Phase, launch_seconds, makespan, predicted
+from tests.checking import later_call
+
+CPU = torch.device("cpu")
+
+
+def test_a_phase_is_divided_but_for_its_calls() -> None:
+    phase = Phase("steps", seconds=10.0, rounds=3, calls=2, parts=8)
+    assert phase.on(1, launch=1.0) == 30.0
+    assert phase.on(4, launch=1.0) == 3 * (2 + 8 / 4)
+    assert phase.on(100, launch=1.0) == 3 * (2 + 8 / 8), "there are eight parts"
+    assert phase.on(4, launch=100.0) == 30.0, "no more than all of it is calls"
+
+
+def test_phases_add_up() -> None:
+    phases = [Phase("a", 1.0, 2, 0, 1), Phase("b", 4.0, 1, 0, 4)]
+    assert predicted(phases, 1, CPU) == 6.0
+    assert predicted(phases, 4, CPU) == 3.0
+    assert 1e-8 < launch_seconds(CPU) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("costs", "devices", "seconds"),
+    [([3, 1, 1, 1], 1, 6), ([3, 1, 1, 1], 2, 3), ([3, 1, 1, 1], 9, 3), ([2, 2, 2], 2, 4), ([5, 4, 3, 3, 3], 2, 10), ([], 3, 0)],
+)
+def test_the_longest_work_starts_first(costs: list[float], devices: int, seconds: float) -> None:
+    assert makespan(costs, devices) == seconds
+
+
+def loop(x: torch.Tensor) -> torch.Tensor:
+    h, outs = torch.zeros(2, 8), []
+    for t in range(x.shape[0]):
+        h = torch.tanh(0.3 * h + x[t])
+        outs.append(h)
+    return torch.stack(outs)
+
+
+def sampler(n: torch.Tensor) -> torch.Tensor:
+    mask = torch.tril(torch.ones(12, 12), -1)
+    x = torch.zeros(2, 12)
+    for i in range(12):
+        x[:, i] = torch.tanh(x @ mask.T)[:, i] + torch.randn(2)
+    return x
+
+
+@pytest.mark.parametrize("solver", [fxsolve.JacobiGS(16), fxsolve.GaussSeidel(8), fxsolve.GaussSeidel()])
+def test_a_loop_is_predicted(solver: fxsolve.solvers.Solver) -> None:
+    compiled = fxsolve.compile(loop, solver=solver)
+    later_call(compiled, [torch.randn(128, 2, 8)])
+    one, several = compiled.predict(), compiled.predict(8)
+    assert one is not None and several is not None and 0 < several <= one
+    assert "predicted on this device" in compiled.explain()
+    assert "simulated on 8 devices" in compiled.explain(devices=8)
+
+
+def test_a_sampler_is_predicted_by_its_passes() -> None:
+    compiled = fxsolve.compile(sampler, solver=fxsolve.Jacobi())
+    later_call(compiled, [torch.zeros(1)])
+    (runner,) = compiled._compiler.last.executable.runners.values()
+    first, second = runner.phases
+    passes = compiled.solution.blocks[0].steps
+    assert compiled.predict() == pytest.approx(passes * (first.seconds + second.seconds))
+
+
+def test_nothing_to_predict() -> None:
+    compiled = fxsolve.compile(torch.nn.Linear(2, 2))
+    assert compiled.predict() is None
+    compiled(torch.zeros(1, 2))
+    assert compiled.predict(4) is None
