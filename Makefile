@@ -25,6 +25,7 @@ demo: $(STAMP)
 	$(PY) -m examples.rnn.run
 	$(PY) -m examples.rnn.train
 	$(PY) -m examples.made.run
+	$(PY) -m examples.densenet.run
 	$(PY) -m examples.flows.run
 	$(PY) -m examples.pixelcnnpp.run
 
@@ -33,6 +34,7 @@ test: lint
 	$(PY) -m examples.rnn.run --small
 	$(PY) -m examples.rnn.train --small
 	$(PY) -m examples.made.run --small
+	$(PY) -m examples.densenet.run --small
 	$(PY) -m examples.flows.run --small
 	$(PY) -m examples.samplers.run --small
 	$(PY) -m examples.pixelcnnpp.run --small

@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from examples.densenet import weights as densenet_weights
+from examples.densenet.data import digits, photographs
 from examples.flows import models as flow_models
 from examples.made.train import trained
 from examples.pixelcnnpp import weights as pixelcnnpp_weights
@@ -109,6 +111,13 @@ def made(batch: int, small: bool) -> Subject:
     return Subject(model.sample, (batch,), (2 * batch,), network=model)
 
 
+def densenet(network: int | str, small: bool) -> Subject:
+    """The networks of examples/densenet, one image: "digits", trained, or DenseNet-121 or -201, untrained, on a photograph."""
+    if small or network == "digits":
+        return Subject(densenet_weights.trained(), (digits()[1][0][:1],), ())
+    return Subject(densenet_weights.untrained(int(network)), (photographs(1),), ())
+
+
 def pixelcnnpp(kind: str, method: str, batch: int, small: bool) -> Subject:
     """The samplers of examples/pixelcnnpp with their trained weights."""
     model = pixelcnnpp_weights.trained(kind).to(torch.get_default_device())
@@ -186,6 +195,9 @@ def cases(small: bool) -> list[Case]:
     for name, method, arguments in SAMPLERS:
         grows = ", a text that grows" if method == "generate" else ""
         found.append(Case(f"{name} sampler{grows}", partial(sampler, name, method, arguments, small)))
+    for network in ("digits", 121, 201):
+        name = "DenseNet-BC-100, trained on digits" if network == "digits" else f"DenseNet-{network}, untrained"
+        found.append(Case(f"{name}, batch 1", partial(densenet, network, small)))
     for kind, output, batch in PIXELCNNPP:
         method = "sample_8bit" if output == "8-bit" else "sample"
         make = partial(pixelcnnpp, kind, method, batch, small)
