@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -33,7 +34,7 @@ from fxsolve.solvers import GaussSeidel, Solver
 from fxsolve.solvers.contract import drive
 from fxsolve.timing import seconds_of
 
-TIMED = 3  # evaluations of each layer, of which the quickest counts
+TIMED = 2  # evaluations of each layer, of which the quickest counts
 NEAR = 1024.0  # eps, relative to a state's largest value: sweeps that move more are not looked at closely
 
 
@@ -54,7 +55,11 @@ class Layer:
         self.graph = graph
         self.source: str = wanted.meta.get("source", "")
         self.function: Callable[..., tuple[torch.Tensor]] = generated(graph)
-        self.bound: Callable[..., tuple[torch.Tensor]] = generated(unit_step(graph, 1))
+
+    @cached_property
+    def bound(self) -> Callable[..., tuple[torch.Tensor]]:
+        """The rounding units of the layer's value, from what it reads."""
+        return generated(unit_step(self.graph, 1))
 
     def __call__(self, states: Tensors, consts: Tensors) -> torch.Tensor:
         """The layer's value from the states that it reads, and from all that the block reads from outside."""
@@ -170,6 +175,7 @@ class ChainRunner(Runner):
         self.seconds: list[float] = []  # of each layer
         self.tests: list[float] = []  # likewise, of comparing its value with the one before
         self.looks: list[float] = []  # likewise, of looking closely at its residual
+        self.whole = 0.0  # seconds of all layers in order
         self.sweeps: Sweeps | None = None  # the last call's
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
@@ -228,7 +234,9 @@ class ChainRunner(Runner):
             states.append(state := layer(seen, consts))
             beside = state.clone()
             self.tests.append(seconds_of(lambda: (same_bits(state, beside), distance(state, beside))))  # noqa: B023
-            self.looks.append(seconds_of(lambda: layer.residual(state, beside, seen, consts)))  # noqa: B023
+            if self.forced is not None:
+                self.looks.append(seconds_of(lambda: layer.residual(state, beside, seen, consts)))  # noqa: B023
+        self.whole = seconds_of(lambda: self.straight(*consts), TIMED)
         if self.forced is not None:
             return Plan(self.forced, "Chain", "forced")
         total, slowest = 1e3 * sum(self.seconds), 1e3 * max(self.seconds)
@@ -250,19 +258,18 @@ class ChainRunner(Runner):
         ]
 
     def predicted(self, devices: int) -> float | None:
-        """A sweep takes as long as the device that is done last with its blocks, the stopping tests included; in order,
-        which is what the original does, there are none.
-        """
+        """A sweep takes as long as the device that is done last with its blocks, the stopping tests included."""
         if not self.seconds:
             return None
         if self.sweeps is None or self.plan is None or self.plan.in_order:
-            return sum(self.seconds)
+            return self.whole
         total = 0.0
         for number, blocks in enumerate(self.sweeps.rounds):
             looked = self.looks if number in self.sweeps.looked else [0.0] * self.block.length
             costs = [sum(self.seconds[n] + self.tests[n] + looked[n] for n in block) for block in blocks]
             total += makespan(costs, devices)
         return total
+
 
 def certificate(residual: float) -> str:
     return f"every equation holds to {residual:.2f} units of its rounding" if residual else "every equation holds bit for bit"
