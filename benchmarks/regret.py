@@ -28,18 +28,22 @@ from examples.made.model import MADE
 from examples.report import SEED, once
 from examples.rnn.models import LinearGRUCell, LinearRNNCell, Loop, LSTMLoop
 from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
+from fxsolve.codegen import Executable
+from fxsolve.plan import Plan, Runner
+from fxsolve.schedule import SWEEP_LIMIT, BlockRunner
+from fxsolve.solvers import Solver
 
-BUDGET = 6.0  # seconds of a case's rounds
+BUDGET = 4.0  # seconds of a case's rounds
 LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])
 SAMPLER_SOLVERS = (Jacobi(), JacobiGS(8), GSJacobi(64))
-CHAIN_SOLVERS = (Jacobi(), JacobiGS(4), GSJacobi(8))
+CHAIN_SOLVERS = (GaussSeidel(), Jacobi(), JacobiGS(4), GSJacobi(8))
 
 
 @dataclass(frozen=True)
 class Case:
     name: str
     make: Callable[[], tuple[Callable[..., Tensor], tuple]]
-    solvers: tuple[fxsolve.solvers.Solver, ...]
+    solvers: tuple[Solver, ...]
 
 
 class Tower(nn.Module):
@@ -136,45 +140,78 @@ def cases(small: bool) -> Iterator[Case]:
     yield Case("DenseNet-BC-40, batch 1", dense, CHAIN_SOLVERS)
 
 
+class Tried:
+    """The compiled program of a case by one solver and number of threads; raises where that has no certificate."""
+
+    def __init__(self, executable: Executable, arguments: tuple, solver: Solver, threads: int) -> None:
+        self.executable, self.solver, self.threads = executable, solver, threads
+        self.leaves = executable.inputs([a for a in arguments if isinstance(a, Tensor)])
+
+    def __call__(self) -> object:
+        for runner in self.executable.runners.values():
+            self.set(runner)
+        return self.executable.finish(self.executable.values(self.leaves), self.leaves)
+
+    def set(self, runner: Runner) -> None:
+        plan = runner.plan
+        assert plan is not None
+        kind = plan.kind if plan.kind != "Repeat" else "Recurrence"
+        runner.plan = Plan(self.solver, kind, "tried", limit=SWEEP_LIMIT if kind == "Recurrence" else None)
+        if isinstance(runner, BlockRunner):
+            runner.misses = runner.held = 0
+            if runner.recurrence is not None:
+                runner.recurrence.threads = self.threads
+
+
 def measure(case: Case, budget: float) -> dict:
     """Seconds of the choice and of all candidates in turns, the regret, and the cost model's prediction."""
     fn, arguments = case.make()
     chosen = fxsolve.compile(fn)
-    programs: dict[str, Callable] = {"chosen": chosen, "original": fn}
-    compiled = {str(solver): fxsolve.compile(fn, solver=solver) for solver in case.solvers}
-    excluded: dict[str, str] = {}
     with torch.no_grad():
-        for name, program in {"chosen": chosen, **compiled}.items():
-            try:
-                for _ in range(2):
+        for _ in range(2):
+            torch.manual_seed(SEED)
+            chosen(*arguments)
+        entry = chosen._compiler.last
+        executable = entry.executable or entry.rejected
+        runners = list(executable.runners.values()) if executable is not None else []
+        plans = [(r, r.plan, r.plan.threads) for r in runners]
+        predicted = chosen.predict()
+
+        def choice() -> object:
+            for runner, plan, threads in plans:
+                runner.plan = plan
+                if isinstance(runner, BlockRunner) and runner.recurrence is not None:
+                    runner.recurrence.threads = threads
+            return chosen(*arguments)
+
+        variants: dict[str, Callable[[], object]] = {"chosen": choice, "original": lambda: fn(*arguments)}
+        excluded: dict[str, str] = {}
+        for solver in case.solvers if runners else ():
+            for threads in sorted({1, torch.get_num_threads()}) if case.solvers is LOOP_SOLVERS else (torch.get_num_threads(),):
+                name, tried = f"{solver} on {threads}", Tried(executable, arguments, solver, threads)
+                try:
                     torch.manual_seed(SEED)
-                    program(*arguments)
-                blocks = program.solution.blocks
-                problem = next((b.fallback for b in blocks if b.fallback), program.solution.fallback)
-            except fxsolve.FxsolveError as error:
-                problem = str(error)
-            if name != "chosen":
-                if problem:
-                    excluded[name] = problem
-                else:
-                    programs[name] = program
-        seconds: dict[str, list[float]] = {name: [] for name in programs}
+                    tried()
+                    variants[name] = tried
+                except Exception as why:  # not certified, or it does not apply
+                    excluded[name] = str(why)
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
         spent = 0.0
-        while spent < budget and len(seconds["chosen"]) < 40 or len(seconds["chosen"]) < 5:
-            for name, program in programs.items():
-                seconds[name].append(once(lambda: program(*arguments)))  # noqa: B023
+        while (spent < budget and len(seconds["chosen"]) < 40) or len(seconds["chosen"]) < 5:
+            for name, run in variants.items():
+                seconds[name].append(once(run))
                 spent += seconds[name][-1]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(medians, key=medians.__getitem__)
-    solution = chosen.solution
+    choices = ", ".join(str(plan.solver) for _, plan, _ in plans)
     return {
-        "choice": "original" if solution.fallback else ", ".join(b.solver for b in solution.blocks),
+        "choice": "original" if entry.executable is None else choices,
         "best": best,
         "regret": medians["chosen"] / medians[best] - 1,
         "over_original": medians["original"] / medians["chosen"],
         "seconds": medians,
         "excluded": excluded,
-        "predicted": chosen.predict(),
+        "predicted": predicted if entry.executable is not None else None,
     }
 
 
