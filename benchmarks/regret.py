@@ -25,7 +25,7 @@ import fxsolve
 from benchmarks.run import RESULTS, machine
 from examples.densenet.model import cifar
 from examples.made.model import MADE
-from examples.report import SEED, once
+from examples.report import ROUND, SEED, interleaved
 from examples.rnn.models import LinearGRUCell, LinearRNNCell, Loop, LSTMLoop
 from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
 from fxsolve.codegen import Executable
@@ -175,6 +175,8 @@ def measure(case: Case, budget: float) -> dict:
         executable = entry.executable or entry.rejected
         runners = list(executable.runners.values()) if executable is not None else []
         plans = [(r, r.plan, r.plan.threads) for r in runners]
+        torch.manual_seed(SEED)
+        chosen(*arguments)
         predicted = chosen.predict()
 
         def choice() -> object:
@@ -195,12 +197,9 @@ def measure(case: Case, budget: float) -> dict:
                     variants[name] = tried
                 except Exception as why:  # not certified, or it does not apply
                     excluded[name] = str(why)
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        spent = 0.0
-        while (spent < budget and len(seconds["chosen"]) < 40) or len(seconds["chosen"]) < 5:
-            for name, run in variants.items():
-                seconds[name].append(once(run))
-                spent += seconds[name][-1]
+        once_all = interleaved(variants, 1)
+        rounds = max(5, min(25, int(budget / sum(max(ROUND, values[0]) for values in once_all.values()))))
+        seconds = interleaved(variants, rounds)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(medians, key=medians.__getitem__)
     choices = ", ".join(str(plan.solver) for _, plan, _ in plans)

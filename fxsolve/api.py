@@ -78,7 +78,8 @@ class Compiled:
         return self._compiler.explanation(devices)
 
     def predict(self, devices: int = 1) -> float | None:
-        """The seconds that the last call's blocks would take on so many devices, as `explain(devices)` has them.
+        """The seconds that the last call would take on so many devices: its blocks as `explain(devices)` has them, and what
+        lies outside of them as it was.
 
         None where no block was found, or it was not solved yet. Raises ValueError for fewer than one device.
         """

@@ -2,10 +2,11 @@
 
 Each layer is a generated function of the states that it reads: eager's own calls at eager's own shapes. A layer is evaluated
 again only if a state that it reads has changed since; it is final, and has eager's bits, once it was evaluated with all of
-them final. That takes about as many sweeps as there are layers; to rounding fewer do: once a sweep moves little, the next
-one also measures by how many rounding units each layer's state misses its equation. If by no more than TOLERANCE, and if
-that sweep moved at most half as much as the one before it, the states it started from are the solution: with residuals
-that halve in each sweep, what is still to come adds up to less than one more such residual.
+them final. That takes about as many sweeps as there are layers; to rounding fewer do: once a sweep moves no state by more
+than NEAR, the next one also measures by how many rounding units each layer's state misses its equation. If by no more than
+TOLERANCE, and if that sweep moved less than half as much as the one before it, the states it started from are the solution:
+with residuals that halve in each sweep, what is still to come adds up to less than one more such residual. (Units bound what
+rounding can do; over sums of a thousand terms it does much less, so units alone would stop too early.)
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fxsolve.solvers.contract import drive
 from fxsolve.timing import seconds_of
 
 TIMED = 2  # evaluations of each layer, of which the quickest counts
-NEAR = 1024.0  # eps, relative to a state's largest value: sweeps that move more are not looked at closely
+NEAR = 8.0  # eps, relative to a state's largest value: a sweep that moves more is not the last but one
 
 
 class Layer:

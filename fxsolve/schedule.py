@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxsolve.bits import same_bits
-from fxsolve.cost import Phase, call_count, predicted
+from fxsolve.cost import Phase, call_count, launch_seconds, predicted
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
 from fxsolve.ir import CONST, FixedPoint, Recurrence
@@ -46,6 +46,8 @@ BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 SWEEP_LIMIT = 4
 FINALISTS, ROUNDS = 4, 15
 TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
+TRIAL_SHARE = 3.0  # or after so many times the original's time, if that is longer
+PROMISING = 6  # lengths of blocks that are tried, those that the cost model expects most of
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.95
 THREADS_PAY = 1.05
@@ -313,7 +315,8 @@ class BlockRunner(Runner):
         return self.tried(lowered, initial, stacked, consts)
 
     def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
-        """Finds the quickest certified block length, near the shortest power of two that is certified, or the walk in order.
+        """Finds the quickest certified block length, from half the shortest power of two that is certified on, or the walk in
+        order. Those are tried first that the cost model expects most of.
 
         The warm-up is three fifths of a block: it brings a far guess close, which takes longer than the rest of the block,
         where a small difference dies out.
@@ -336,13 +339,18 @@ class BlockRunner(Runner):
         def limit(block: int) -> int:  # a long memory gets further sweeps, where no longer block is left
             return SWEEP_LIMIT if [block] == coarse[-1:] else 2
 
+        eager = self.block.length * seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
         first = next((b for b in coarse if attempt(solver_of(b), limit(b))), 0)
-        near = [b for b in BLOCKS if first / 2 < b <= 2 * first and 4 * b <= self.block.length]
-        near.sort(key=lambda b: abs(math.log(b / first)))
+        near = [b for b in BLOCKS if first / 2 < b <= 4 * first and 4 * b <= self.block.length]
+        if near:
+            seen = phases(lowered, solver_of(first), initial, stacked, consts, limit(first))[1]
+            launch = launch_seconds(next((x.device for x in (*initial, *consts)), torch.device("cpu")))
+            near.sort(key=lambda b: expected_seconds(b, first, seen, self.block.length, launch))
+            near = near[:PROMISING]
         checked = next((GaussSeidel(c) for c in checks if attempt(GaussSeidel(c))), None)
-        deadline = time.perf_counter() + TRIAL_SECONDS
+        deadline = time.perf_counter() + max(TRIAL_SECONDS, TRIAL_SHARE * eager)
         candidates: list[Solver] = [solver_of(block) for block in near]
-        candidates[3:3] = [checked] if checked else []
+        candidates[2:2] = [checked] if checked else []
         for solver in candidates:
             lowered.threads = None
             if (seconds and time.perf_counter() > deadline) or not attempt(solver, limit(solver.block_of(self.block.length))):
@@ -396,6 +404,17 @@ def same_heads(a: FixedPoint, b: FixedPoint, initial: Tensors, stacked: Tensors,
             if not all(same_bits(x.contiguous(), y.contiguous()) for x, y in zip(ours, theirs, strict=True)):
                 return False
     return True
+
+
+def expected_seconds(block: int, first: int, seen: Phase, length: int, launch: float) -> float:
+    """What steps in blocks of another length would take, given those in blocks of `first`.
+
+    The warm-up and the first sweep are as long as the blocks are; the second one ends after as many steps as before.
+    """
+    until_met = max(0, seen.rounds - first - 3 * first // 5)
+    fixed = min(seen.seconds, seen.calls * launch)
+    each = (seen.seconds - fixed) / seen.parts
+    return (block + 3 * block // 5 + until_met) * (fixed + each * math.ceil(length / block))
 
 
 def solver_of(block: int) -> JacobiGS:

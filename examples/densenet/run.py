@@ -61,7 +61,8 @@ def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: st
     distances = tuple(((s - expected).abs().max() / largest).item() for s in scores)
     right = tuple(torch.equal(s.topk(5).indices, best) for s in scores)
     variants = {"eager": lambda: model(images), "fast": lambda: fast(images)}
-    seconds = medians(interleaved(variants, rounds, device)) | medians(interleaved({"jacobi": lambda: swept(images)}, 3, device))
+    seconds = medians(interleaved(variants, rounds, device))
+    seconds |= medians(interleaved({"jacobi": lambda: swept(images)}, 3, device))
     estimated = {n: swept.predict(n) for n in DEVICES}
     choice = "the original" if fast.solution.fallback else fast.solution.blocks[0].solver
     found = Found(
