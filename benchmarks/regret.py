@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,27 +140,38 @@ def cases(small: bool) -> Iterator[Case]:
     yield Case("DenseNet-BC-40, batch 1", dense, CHAIN_SOLVERS)
 
 
-class Tried:
-    """The compiled program of a case by one solver and number of threads; raises where that has no certificate."""
+class Variants:
+    """A compiled callable by its own choice, and by other plans: everything else that a call does is the same."""
 
-    def __init__(self, executable: Executable, arguments: tuple, solver: Solver, threads: int) -> None:
-        self.executable, self.solver, self.threads = executable, solver, threads
-        self.leaves = executable.inputs([a for a in arguments if isinstance(a, Tensor)])
+    def __init__(self, compiled, arguments: tuple) -> None:
+        self.compiled, self.arguments = compiled, arguments
+        self.compiler = compiled._compiler
+        self.entry = self.compiler.last
+        self.chosen = self.entry.executable
+        self.executable = self.chosen or self.entry.rejected
+        self.runners: list[Runner] = list(self.executable.runners.values()) if self.executable is not None else []
+        self.plans = [runner.plan for runner in self.runners]
 
-    def __call__(self) -> object:
-        for runner in self.executable.runners.values():
-            self.set(runner)
-        return self.executable.finish(self.executable.values(self.leaves), self.leaves)
+    def choice(self) -> object:
+        return self.run(self.plans, self.chosen)
 
-    def set(self, runner: Runner) -> None:
-        plan = runner.plan
-        assert plan is not None
-        kind = plan.kind if plan.kind != "Repeat" else "Recurrence"
-        runner.plan = Plan(self.solver, kind, "tried", limit=SWEEP_LIMIT if kind == "Recurrence" else None)
-        if isinstance(runner, BlockRunner):
-            runner.misses = runner.held = 0
-            if runner.recurrence is not None:
-                runner.recurrence.threads = self.threads
+    def tried(self, solver: Solver, threads: int) -> Callable[[], object]:
+        plans = []
+        for plan in self.plans:
+            kind = plan.kind if plan is not None and plan.kind != "Repeat" else "Recurrence"
+            plans.append(Plan(solver, kind, "tried", limit=SWEEP_LIMIT if kind == "Recurrence" else None, threads=threads))
+        return lambda: self.run(plans, self.executable)
+
+    def run(self, plans: Sequence[Plan | None], executable: Executable | None) -> object:
+        if self.entry.executable is not executable:
+            self.entry.executable, self.compiler.shell = executable, None
+        for runner, plan in zip(self.runners, plans, strict=True):
+            runner.plan = plan
+            if isinstance(runner, BlockRunner):
+                runner.misses = runner.held = 0
+                if runner.recurrence is not None and plan is not None:
+                    runner.recurrence.threads = plan.threads
+        return self.compiled(*self.arguments)
 
 
 def measure(case: Case, budget: float) -> dict:
@@ -171,46 +182,37 @@ def measure(case: Case, budget: float) -> dict:
         for _ in range(2):
             torch.manual_seed(SEED)
             chosen(*arguments)
-        entry = chosen._compiler.last
-        executable = entry.executable or entry.rejected
-        runners = list(executable.runners.values()) if executable is not None else []
-        plans = [(r, r.plan, r.plan.threads) for r in runners]
         torch.manual_seed(SEED)
         chosen(*arguments)
         predicted = chosen.predict()
-
-        def choice() -> object:
-            for runner, plan, threads in plans:
-                runner.plan = plan
-                if isinstance(runner, BlockRunner) and runner.recurrence is not None:
-                    runner.recurrence.threads = threads
-            return chosen(*arguments)
-
-        variants: dict[str, Callable[[], object]] = {"chosen": choice, "original": lambda: fn(*arguments)}
+        programs = Variants(chosen, arguments)
+        variants: dict[str, Callable[[], object]] = {"chosen": programs.choice, "original": lambda: fn(*arguments)}
         excluded: dict[str, str] = {}
-        for solver in case.solvers if runners else ():
-            for threads in sorted({1, torch.get_num_threads()}) if case.solvers is LOOP_SOLVERS else (torch.get_num_threads(),):
-                name, tried = f"{solver} on {threads}", Tried(executable, arguments, solver, threads)
-                try:
-                    torch.manual_seed(SEED)
-                    tried()
+        usual = torch.get_num_threads()
+        for solver in case.solvers if programs.runners else ():
+            for threads in sorted({1, usual}) if case.solvers is LOOP_SOLVERS else (usual,):
+                name, tried = f"{solver} on {threads}", programs.tried(solver, threads)
+                torch.manual_seed(SEED)
+                tried()
+                if chosen.solution.fallback is None and not any(b.fallback for b in chosen.solution.blocks):
                     variants[name] = tried
-                except Exception as why:  # not certified, or it does not apply
-                    excluded[name] = str(why)
+                else:
+                    excluded[name] = str(chosen.solution)
+                programs.entry.failures = 0
         once_all = interleaved(variants, 1)
         rounds = max(5, min(25, int(budget / sum(max(ROUND, values[0]) for values in once_all.values()))))
         seconds = interleaved(variants, rounds)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(medians, key=medians.__getitem__)
-    choices = ", ".join(str(plan.solver) for _, plan, _ in plans)
+    choices = ", ".join(str(plan.solver) for plan in programs.plans if plan is not None)
     return {
-        "choice": "original" if entry.executable is None else choices,
+        "choice": "original" if programs.chosen is None else choices,
         "best": best,
         "regret": medians["chosen"] / medians[best] - 1,
         "over_original": medians["original"] / medians["chosen"],
         "seconds": medians,
         "excluded": excluded,
-        "predicted": predicted if entry.executable is not None else None,
+        "predicted": predicted if programs.chosen is not None else None,
     }
 
 

@@ -85,7 +85,8 @@ class Compiler:
         self.plans: dict[Hashable, Plan] = {}
         self.warned: set[str] = set()
         self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
-        self.solution: Solution | None = None
+        self.solved: Solution | None = None
+        self.passed: float | None = None  # seconds of the last call, if it went straight to the original
         self.last: Entry | None = None
         self.shell: Shell | None = None
 
@@ -94,7 +95,7 @@ class Compiler:
         if self.shell is not None:
             if self.shell.fits(args, kwargs):
                 result = self.fn(*args, **kwargs)
-                self.solution = Solution((), time.perf_counter() - start, self.shell.why)
+                self.passed = time.perf_counter() - start
                 return result
             self.shell = None
         if recording():
@@ -112,6 +113,18 @@ class Compiler:
         with progress("first call of this kind: recording, compiling, choosing"):
             return self.first_call(key, args, kwargs, start)
 
+    @property
+    def solution(self) -> Solution | None:
+        """How the last call was solved. That of a call that went straight to the original is made when it is asked for."""
+        if self.passed is not None:
+            why = self.shell.why if self.shell is not None else ""
+            self.solved, self.passed = Solution((), self.passed, why), None
+        return self.solved
+
+    @solution.setter
+    def solution(self, solution: Solution) -> None:
+        self.solved, self.passed = solution, None
+
     # -- later calls ------------------------------------------------------------------------------
 
     def later_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
@@ -126,8 +139,9 @@ class Compiler:
         drift = entry.drift
         if drift is not None and drift.rest:
             why, result = drift.why, self.fn(*args, **kwargs)
-            self.solution = Solution((), time.perf_counter() - start, why)
-            drift.original_ran(self.solution.seconds)
+            seconds = time.perf_counter() - start
+            self.solution = Solution((), seconds, why)
+            drift.original_ran(seconds)
             return result
         flat = args if not kwargs and all(isinstance(a, torch.Tensor) for a in args) else pytree.tree_leaves((args, kwargs))
         states = generator_states(flat)
@@ -148,9 +162,10 @@ class Compiler:
             set_generator_states(after)
         results = executable.finish(values, leaves)
         blocks = tuple(r.solution for r in executable.runners.values() if r.solution is not None)
-        self.solution = Solution(blocks, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.solution = Solution(blocks, seconds)
         if drift is not None:
-            drift.compiled_ran(self.solution.seconds)
+            drift.compiled_ran(seconds)
         if entry.spec is None:
             return results[0]
         return rebuilt(results, entry)
@@ -404,8 +419,9 @@ class Compiler:
         times = [runner.predicted(devices) for runner in executable.runners.values()] if executable is not None else []
         if not times or None in times:
             return None
-        blocks = self.solution.blocks if self.solution is not None else ()
-        outside = self.solution.seconds - sum(b.seconds for b in blocks) if self.solution is not None and blocks else 0.0
+        solution, outside = self.solution, 0.0
+        if solution is not None and solution.blocks:
+            outside = solution.seconds - sum(b.seconds for b in solution.blocks)
         return sum(t for t in times if t is not None) + max(0.0, outside)
 
     def explanation(self, devices: int) -> str:
