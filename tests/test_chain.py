@@ -107,6 +107,28 @@ def test_a_small_component_that_is_amplified_counts() -> None:
     assert float(gap.max()) < 1e-5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_long_sums_are_as_near_to_float64_as_eagers(seed: int) -> None:
+    """Units bound sums of many terms generously: convolutions over many channels must not stop at that bound."""
+    torch.manual_seed(seed)
+    layers = nn.ModuleList(nn.Conv2d(32 + 8 * k, 8, 3, padding=1) for k in range(12))
+    norms = nn.ModuleList(nn.BatchNorm2d(32 + 8 * k) for k in range(12)).eval()
+
+    def net(x: Tensor) -> Tensor:
+        for layer, norm in zip(layers, norms):
+            x = torch.cat([x, layer(torch.relu(norm(x)))], 1)
+        return x.mean((2, 3))
+
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    x = torch.randn(1, 32, 12, 12)
+    ours = later_call(compiled, [x], [torch.randn(1, 32, 12, 12)])
+    assert_certified(compiled, Jacobi())
+    with torch.no_grad():
+        eager = net(x)
+        layers.double(), norms.double()
+        assert_to_rounding(ours, eager, net(x.double()))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_values_are_eagers(value: float) -> None:
     net, shape = random_network(1)
