@@ -187,8 +187,9 @@ def test_before_and_after_the_first_call(fn: Any) -> None:
     solution = compiled.solution
     assert solution.seconds > 0 and solution.blocks[0].seconds > 0
     assert "sweeps" in str(solution)
-    with pytest.raises(ValueError, match="device"):
-        compiled.explain(devices=2)
+    assert "simulated on 2 devices" in compiled.explain(devices=2)
+    with pytest.raises(ValueError, match="from 1 on"):
+        compiled.explain(devices=0)
 
 
 def test_functions_keep_their_name_and_doc() -> None:
