@@ -83,13 +83,12 @@ class LoweredFixedPoint:
 
     def phases(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Phase, ...]:
         """What the phases of a sweep take: a pass of the network, and the head with the stopping test."""
-        problem = FixedPointProblem(self, initial, stacked, consts)
-        problem.open(0, problem.equations, 1)
-        problem.sweep()
-        problem.commit()
-        timed = Timed(problem)
-        timed.sweep()
-        timed.commit()
+        for _ in range(2):  # the first time warms up
+            problem = FixedPointProblem(self, initial, stacked, consts)
+            timed = Timed(problem)
+            timed.open(0, problem.equations, 1)
+            timed.sweep()
+            timed.commit()
         alone = seconds_of(lambda: self.network(*problem.buffers, *consts))
         rest = max(0.0, timed.seconds["sweep"] + timed.seconds["commit"] - alone)
         parts = self.block.length * len(problem.settled)

@@ -139,6 +139,8 @@ class BlockRunner(Runner):
     def measured(self, plan: Plan, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Phase, ...]:
         """What the phases of a solution take on these inputs."""
         self.device = next((x.device for x in [*initial, *stacked, *consts]), torch.device("cpu"))
+        if pinned(self.block.step):  # a step draws random numbers, which must not be drawn twice
+            return ()
         try:
             if plan.in_order or plan.kind == "Repeat":
                 step = seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)

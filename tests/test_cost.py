@@ -67,7 +67,7 @@ def test_a_sampler_is_predicted_by_its_passes() -> None:
     (runner,) = compiled._compiler.last.executable.runners.values()
     first, second = runner.phases
     passes = compiled.solution.blocks[0].steps
-    assert compiled.predict() == pytest.approx(passes * (first.seconds + second.seconds))
+    assert runner.predicted(1) == pytest.approx(passes * (first.seconds + second.seconds))
 
 
 def test_nothing_to_predict() -> None:
