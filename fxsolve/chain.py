@@ -3,10 +3,12 @@
 Each layer is a generated function of the states that it reads: eager's own calls at eager's own shapes. A layer is evaluated
 again only if a state that it reads has changed since; it is final, and has eager's bits, once it was evaluated with all of
 them final. That takes about as many sweeps as there are layers; to rounding fewer do: once a sweep moves no state by more
-than NEAR, the next one also measures by how many rounding units each layer's state misses its equation. If by no more than
-TOLERANCE, and if that sweep moved less than half as much as the one before it, the states it started from are the solution:
-with residuals that halve in each sweep, what is still to come adds up to less than one more such residual. (Units bound what
-rounding can do; over sums of a thousand terms it does much less, so units alone would stop too early.)
+than NEAR times the program's own noise, the next one also measures by how many rounding units each layer's state misses its
+equation. If by no more than TOLERANCE, and if that sweep and the one before it each moved less than half as much as the one
+before, the states it started from are the solution: with moves that halve, what is still to come adds up to less than one
+more such move. (Units bound what rounding can do; over sums of a thousand terms it does much less, so units alone would stop
+too early. The last bits, on the other hand, wander until the last layer is final. So moves are measured in each layer's own
+noise: how far the program in order is from float64, on the first call.)
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import fx
@@ -24,6 +27,7 @@ from fxsolve.certificate import CONTRACTION, TOLERANCE
 from fxsolve.cost import makespan
 from fxsolve.ir import CARRY, CONST, Chain, placeholders, results
 from fxsolve.passes.chain import in_order
+from fxsolve.passes.doubled import doubled, widened
 from fxsolve.passes.graphs import copy_nodes, needed_for, placeholder_like
 from fxsolve.passes.readable import generated
 from fxsolve.passes.reuse import reuse
@@ -36,7 +40,8 @@ from fxsolve.solvers.contract import drive
 from fxsolve.timing import seconds_of
 
 TIMED = 2  # evaluations of each layer, of which the quickest counts
-NEAR = 8.0  # eps, relative to a state's largest value: a sweep that moves more is not the last but one
+NEAR = 4.0  # times a layer's own noise: a sweep that moves more is not the last but one
+QUIET, NOISY = 2.0, 32.0  # eps, relative to a state's largest value: what a layer's own noise is taken for at least, at most
 
 
 class Layer:
@@ -74,12 +79,18 @@ class Layer:
         gap = (value - state).abs().div_(torch.finfo(value.dtype).eps)
         return float(torch.where(gap == 0, gap, gap / bound).nan_to_num(nan=float("inf")).max())
 
+    def in_double(self, states: Tensors, consts: Tensors) -> torch.Tensor:
+        """The layer's value in float64, from states that are; raises RuntimeError where a call is not to be had in it."""
+        wide = [widened(consts[i]) for i in self.consts]
+        return fx.Interpreter(fx.GraphModule({}, doubled(self.graph))).run(*states, *wide)[0]
+
 
 class Sweeps:
     """One call's sweeps over a chain: the problem that a solver drives."""
 
-    def __init__(self, block: Chain, layers: Sequence[Layer], consts: Tensors, bitwise: bool) -> None:
-        self.layers, self.consts, self.bitwise = layers, consts, bitwise
+    def __init__(self, block: Chain, layers: Sequence[Layer], consts: Tensors, noise: Sequence[float] | None) -> None:
+        self.layers, self.consts = layers, consts
+        self.noise = noise  # of each layer, in eps of its largest value; None: until all are final
         self.equations = block.length
         self.states = [torch.zeros_like(n.meta["type"].empty()) for n in placeholders(block.layers, CARRY)]
         self.used: list[tuple[torch.Tensor, ...] | None] = [None] * block.length  # what each layer was evaluated from
@@ -90,11 +101,11 @@ class Sweeps:
 
     def open(self, low: int, high: int, block: int) -> None:
         self.window, self.block = range(low, high), block
-        self.moved = float("inf")  # by the last sweep, relative to the largest value of a state
+        self.moves = [float("inf"), float("inf")]  # by the last sweeps, in the noise of the layer that moved most
         self.certified = False
 
     def sweep(self) -> None:
-        looked_at = not self.bitwise and self.moved < NEAR
+        looked_at = self.noise is not None and self.moves[-1] < NEAR
         before, block = self.states.copy(), 1 if looked_at else self.block
         evaluated: list[list[int]] = []
         for start in range(self.window.start, self.window.stop, block):
@@ -102,13 +113,14 @@ class Sweeps:
             again = [n for n in inside if n >= self.frontier and self.evaluate(n, before, start)]
             evaluated += [again] if again else []
         self.rounds.append(evaluated)
-        moved = max([distance(before[n], self.states[n]) for n in self.window], default=0.0)
-        if looked_at and moved < CONTRACTION * self.moved:
-            self.look_closely(before, moved)
-        self.moved = moved
+        if self.noise is not None:
+            moves = [distance(before[n], self.states[n]) / self.noise[n] for n in self.window]
+            self.moves = [*self.moves[-2:], max(moves, default=0.0)]
+        if looked_at and all(after < CONTRACTION * once for once, after in pairwise(self.moves)):
+            self.look_closely(before)
         note_iterate(len(self.rounds), self.states)
 
-    def look_closely(self, before: Tensors, moved: float) -> None:
+    def look_closely(self, before: Tensors) -> None:
         """Takes the states before a Jacobi sweep as the solution if each is close enough to what the sweep made of them."""
         worst = 0.0
         self.looked.add(len(self.rounds) - 1)
@@ -119,7 +131,7 @@ class Sweeps:
                 return
         self.certified, self.states = True, list(before)
         self.residual = max(self.residual, worst)
-        self.contraction = max(self.contraction, moved / self.moved)
+        self.contraction = max([self.contraction, *[after / once for once, after in pairwise(self.moves) if once < math.inf]])
 
     def evaluate(self, number: int, before: Tensors, start: int) -> bool:
         """Evaluates a layer from what its block has computed and the others had before, if that is new to it."""
@@ -161,6 +173,18 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return gap if math.isfinite(gap) else float("inf")
 
 
+def own_noise(layers: Sequence[Layer], states: Tensors, consts: Tensors) -> list[float]:
+    """How far the rounding of a run in order took each state from float64; the least where float64 cannot be had."""
+    exact: list[torch.Tensor] = []
+    try:
+        for layer in layers:
+            exact.append(layer.in_double([exact[n] for n in layer.states], consts))
+    except RuntimeError:
+        return [QUIET] * len(layers)
+    far = [distance(e, s) if s.is_floating_point() else 0.0 for e, s in zip(exact, states, strict=True)]
+    return [min(max(eps, QUIET), NOISY) for eps in far]
+
+
 class ChainRunner(Runner):
     """A chain in a compiled program. On one device no order of sweeps is quicker than the program's own; but that can be
     run as one straight-line program.
@@ -177,6 +201,7 @@ class ChainRunner(Runner):
         self.tests: list[float] = []  # likewise, of comparing its value with the one before
         self.looks: list[float] = []  # likewise, of looking closely at its residual
         self.whole = 0.0  # seconds of all layers in order
+        self.noise: list[float] | None = None  # of each layer; None: sweeps go on until all layers are final
         self.sweeps: Sweeps | None = None  # the last call's
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
@@ -186,7 +211,7 @@ class ChainRunner(Runner):
         start = time.perf_counter()
         if self.plan.in_order:
             return self.run_in_order(consts, start)
-        sweeps = Sweeps(self.block, self.layers, consts, self.exactness == "bitwise")
+        sweeps = Sweeps(self.block, self.layers, consts, self.noise)
         frontier = drive(sweeps, self.plan.solver)
         states = tuple(sweeps.states)
         sweeps.forget()
@@ -239,6 +264,7 @@ class ChainRunner(Runner):
                 self.looks.append(seconds_of(lambda: layer.residual(state, beside, seen, consts)))  # noqa: B023
         self.whole = seconds_of(lambda: self.straight(*consts), TIMED)
         if self.forced is not None:
+            self.noise = own_noise(self.layers, states, consts) if self.exactness != "bitwise" else None
             return Plan(self.forced, "Chain", "forced")
         total, slowest = 1e3 * sum(self.seconds), 1e3 * max(self.seconds)
         reason = (

@@ -43,7 +43,7 @@ def test_a_sweep_makes_at_least_one_more_layer_or_block_final(solver: Solver, sw
     block = block_of(found(residual, torch.randn(2, 3)))
     layers = [Layer(block.layers, n) for n in range(block.length)]
     consts = (torch.randn(2, 3), *[w * 1.0 for w in W[:5]])
-    problem = Sweeps(block, layers, consts, bitwise=True)
+    problem = Sweeps(block, layers, consts, noise=None)
     history = drive(problem, solver)
     assert len(history) == sweeps and history[-1] == 6
     assert_same_bits(problem.states[-1], residual_with(consts))
@@ -59,7 +59,7 @@ def residual_with(consts: tuple[Tensor, ...]) -> Tensor:
 def test_layers_are_evaluated_again_only_if_what_they_read_has_changed() -> None:
     block = block_of(found(residual, torch.randn(2, 3)))
     layers = [Layer(block.layers, n) for n in range(block.length)]
-    problem = Sweeps(block, layers, (torch.randn(2, 3), *W[:5]), bitwise=True)
+    problem = Sweeps(block, layers, (torch.randn(2, 3), *W[:5]), noise=None)
     drive(problem, Jacobi())
     assert [sorted(n for block in sweep for n in block) for sweep in problem.rounds] == [list(range(k, 6)) for k in range(6)]
 
@@ -127,6 +127,44 @@ def test_long_sums_are_as_near_to_float64_as_eagers(seed: int) -> None:
         eager = net(x)
         layers.double(), norms.double()
         assert_to_rounding(ours, eager, net(x.double()))
+
+
+def test_deep_networks_stop_at_their_own_noise() -> None:
+    """The last bits wander until the last layer is final; what eager itself rounds away need not be waited for."""
+    torch.manual_seed(0)
+    layers = nn.ModuleList(nn.Conv2d(16 + 4 * k, 4, 3, padding=1) for k in range(60))
+
+    def net(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = torch.cat([x, torch.relu(layer(x))], 1)
+        return x.mean((2, 3))
+
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    x = torch.randn(1, 16, 8, 8)
+    ours = later_call(compiled, [x], [torch.randn(1, 16, 8, 8)])
+    assert_certified(compiled, Jacobi())
+    (block,) = compiled.solution.blocks
+    assert block.sweeps < 30 and block.residual > 0 and block.contraction is not None and block.contraction < 0.5
+    with torch.no_grad():
+        eager = net(x)
+        layers.double()
+        assert_to_rounding(ours, eager, net(x.double()))
+
+
+def test_a_drift_of_a_few_eps_a_layer_is_not_taken_for_noise() -> None:
+    """Each layer adds 6 eps, within 8 units of its equation: states that were not reached yet would be accepted by that."""
+    step = 6 * torch.finfo(torch.float32).eps
+
+    def net(x: Tensor) -> Tensor:
+        for k in range(24):
+            x = x + torch.tanh(x @ W[k % 5]) * step
+        return x
+
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    x = torch.randn(2, 3)
+    assert_same_bits(later_call(compiled, [x], [torch.randn(2, 3)]), net(x))
+    (block,) = compiled.solution.blocks
+    assert block.residual == 0.0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
