@@ -37,7 +37,7 @@ from fxsolve.plan import Plan, Runner, Tensors
 from fxsolve.solution import BlockSolution, note_iterate
 from fxsolve.solvers import GaussSeidel, Solver
 from fxsolve.solvers.contract import drive
-from fxsolve.timing import seconds_of
+from fxsolve.timing import seconds_of, typical_seconds
 
 TIMED = 2  # evaluations of each layer, of which the quickest counts
 NEAR = 4.0  # times a layer's own noise: a sweep that moves more is not the last but one
@@ -262,7 +262,7 @@ class ChainRunner(Runner):
             self.tests.append(seconds_of(lambda: (same_bits(state, beside), distance(state, beside))))  # noqa: B023
             if self.forced is not None:
                 self.looks.append(seconds_of(lambda: layer.residual(state, beside, seen, consts)))  # noqa: B023
-        self.whole = seconds_of(lambda: self.straight(*consts), TIMED)
+        self.whole = typical_seconds(lambda: self.straight(*consts))
         if self.forced is not None:
             self.noise = own_noise(self.layers, states, consts) if self.exactness != "bitwise" else None
             return Plan(self.forced, "Chain", "forced")

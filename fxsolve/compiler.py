@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxsolve.bits import same_bits
+from fxsolve.arguments import copied, copied_from, generator_states, set_generator_states, tensors_of, trial_inputs
 from fxsolve.capture import Recording, no_garbage_collection, record, recording
 from fxsolve.chain import ChainRunner
+from fxsolve.choice import TRIALS, in_order, quick_enough, race
 from fxsolve.codegen import Executable
 from fxsolve.drift import Drift
-from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
+from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError
 from fxsolve.explain import explain
 from fxsolve.fixed_point_gradient import FixedPointGradient
 from fxsolve.guards import Guards
@@ -47,9 +48,7 @@ from fxsolve.solvers import Solver
 from fxsolve.tape import Mark, Tape
 from fxsolve.timing import seconds_of
 from fxsolve.training import BlockGradient, coarsest, compare_gradients, gradients
-
-TRIALS = 5
-TRIAL_SECONDS = 0.5
+from fxsolve.verify import same_generators, same_results
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,16 @@ class Entry:
     failures: int = 0
     rejected: Executable | None = None  # compiled, but the original is kept: for explain
     drift: Drift | None = None  # where the compiled program was chosen because it is quicker
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """What trials repeat: the arguments, the random generators' states before the call, and what was recorded."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    generators: list[tuple[torch.Generator, torch.Tensor]]
+    recording: Recording
 
 
 class Compiler:
@@ -132,9 +141,11 @@ class Compiler:
         if executable is None:
             if entry.refusal is not None and not self.options.fallback:
                 raise CaptureError(entry.refusal)
+            look = time.perf_counter() - start
             result = self.fn(*args, **kwargs)
-            self.solution = Solution((), time.perf_counter() - start, entry.choice)
-            self.shell = shell_of(args, kwargs, entry.choice)
+            seconds = time.perf_counter() - start
+            self.solution = Solution((), seconds, entry.choice)
+            self.shell = shell_of(args, kwargs, entry.choice, look, seconds - look)
             return result
         drift = entry.drift
         if drift is not None and drift.rest:
@@ -158,7 +169,7 @@ class Compiler:
             after = generator_states(flat)
             set_generator_states(states)
             eager = self.fn(*copied((args, kwargs))[0], **kwargs)
-            self.compare(executable, values, tensors_of(eager))
+            same_results(executable, values, tensors_of(eager), self.options.exactness)
             set_generator_states(after)
         results = executable.finish(values, leaves)
         blocks = tuple(r.solution for r in executable.runners.values() if r.solution is not None)
@@ -230,15 +241,15 @@ class Compiler:
             set_generator_states(before)
             values = executable.values(leaves)
             clock("decide")
-            self.same_generators(after)
+            same_generators(after)
             executable.settle_outputs(values, leaves, tensors_of(recording.result))
             if self.options.verify != "never" and not in_order(executable):
-                self.compare(executable, values, tensors_of(recording.result))
+                same_results(executable, values, tensors_of(recording.result), self.options.exactness)
                 if trains:
                     compare_gradients(values, leaves, tensors_of(recording.result), coarsest(program))
             if isinstance(grown, Padded):
                 self.set_slack(grown, tape, executable, leaves)
-            self.choose(entry, executable, leaves, args, kwargs, before, recording)
+            self.choose(entry, executable, leaves, FirstCall(args, kwargs, before, recording))
             clock("time")
             if entry.executable is None and isinstance(grown, str):
                 return self.keep_original(entry, grown, recording.result, start)
@@ -314,16 +325,7 @@ class Compiler:
         except NotDifferentiable as why:
             raise CaptureError(f"gradients are asked for, and the loop at {block.source} has no adjoint: {why}") from None
 
-    def choose(
-        self,
-        entry: Entry,
-        executable: Executable,
-        leaves: list[torch.Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        before: Any,
-        recording: Recording,
-    ) -> None:
+    def choose(self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall) -> None:
         """Keeps the compiled program if it is forced or quicker than the original on these inputs."""
         runners = executable.runners.values()
         reused = all(r.known is not None for r in runners)
@@ -337,29 +339,7 @@ class Compiler:
             if not executable.trains and (least := quick_enough(executable)) is not None:
                 entry.timings |= {"original, at the least": least}
             elif not reused:
-                theirs = ours = float("inf")
-
-                def ran(result: Any) -> None:
-                    if executable.trains:
-                        gradients(tensors_of(result), leaves)
-
-                def looked_up() -> None:  # what a later call does before and after
-                    flat = pytree.tree_leaves((args, kwargs))
-                    self.entries.get(signature(args, kwargs))
-                    entry.guards.check()
-                    generator_states(flat)
-                    executable.inputs(flat)
-
-                shell = seconds_of(looked_up, TRIALS)
-                deadline = time.perf_counter() + TRIAL_SECONDS
-                for _ in range(TRIALS):  # interleaved: what else the machine does should hit both
-                    again, named = copied_from(args, kwargs, recording)
-                    set_generator_states(before)
-                    theirs = min(theirs, seconds_of(lambda: ran(self.fn(*again, **named))))  # noqa: B023
-                    set_generator_states(before)
-                    ours = min(ours, shell + seconds_of(lambda: ran(executable.values(leaves))))
-                    if time.perf_counter() > deadline:
-                        break
+                theirs, ours = self.race(entry, executable, leaves, call)
                 entry.timings |= {"original": theirs, "compiled": ours}
                 if ours > PAYS * theirs:
                     entry.rejected = executable
@@ -372,6 +352,35 @@ class Compiler:
         entry.executable = executable
         entry.choice = "compiled"
 
+    def race(
+        self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall
+    ) -> tuple[float, float]:
+        """Seconds of the original and of the compiled program on this call's inputs, gradients and shell included."""
+
+        def ran(result: Any) -> None:
+            if executable.trains:
+                gradients(tensors_of(result), leaves)
+
+        def original() -> Callable[[], None]:
+            args, kwargs = copied_from(call.args, call.kwargs, call.recording)
+            set_generator_states(call.generators)
+            return lambda: ran(self.fn(*args, **kwargs))
+
+        def compiled() -> Callable[[], None]:
+            set_generator_states(call.generators)
+            return lambda: ran(executable.values(leaves))
+
+        def looked_up() -> None:  # what a later call does before and after
+            flat = pytree.tree_leaves((call.args, call.kwargs))
+            self.entries.get(signature(call.args, call.kwargs))
+            entry.guards.check()
+            generator_states(flat)
+            executable.inputs(flat)
+
+        shell = seconds_of(looked_up, TRIALS)
+        theirs, ours = race(original, compiled)
+        return theirs, shell + ours
+
     def run_original(self, entry: Entry, executable: Executable) -> None:
         """From now on: no block has another schedule than eager's own."""
         reasons = "; ".join(dict.fromkeys(r.plan.reason for r in executable.runners.values() if r.plan is not None))
@@ -379,23 +388,6 @@ class Compiler:
         entry.choice = f"the original runs, in order: {reasons}"
 
     # -- what can go wrong ------------------------------------------------------------------------
-
-    def same_generators(self, expected: Any) -> None:
-        now = [g.get_state() for g, _ in expected]
-        if not all(torch.equal(a, b) for a, (_, b) in zip(now, expected, strict=True)):
-            raise VerificationError("the compiled program leaves a random generator in another state than the original")
-
-    def compare(self, executable: Executable, values: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]) -> None:
-        """Eager's results against ours: by bits where only bitwise blocks were solved, else to rounding."""
-        plans = [r.plan for r in executable.runners.values()]
-        exact = self.options.exactness != "rounding" and all(p is None or p.bitwise for p in plans)
-        for number, (ours, theirs, out) in enumerate(zip(values, eager, executable.program.outputs, strict=False)):
-            if out.leaf >= 0 and out.leaf in executable.program.mutated:
-                continue
-            problem = difference(ours, theirs, exact)
-            if problem is not None:
-                blocks = ", ".join(f"{r.block.name} ({r.block.source})" for r in executable.runners.values())
-                raise VerificationError(f"result {number} differs from the original's: {problem}; blocks: {blocks}")
 
     def keep_original(self, entry: Entry, reason: str, result: Any, start: float) -> Any:
         entry.choice = f"the original runs: {reason}"
@@ -482,23 +474,6 @@ def untrainable(recording: Recording) -> str | None:
     return None
 
 
-def in_order(executable: Executable) -> bool:
-    """Whether every block makes just eager's own calls: no other schedule was certified. (A chain spares memory on the way.)"""
-    plans = [r.plan for r in executable.runners.values()]
-    return all(plan is None or (plan.in_order and plan.kind != "Chain") for plan in plans)
-
-
-def quick_enough(executable: Executable) -> float | None:
-    """The seconds that the original takes at the least, if the blocks' first solutions took clearly less; else None.
-
-    (Their backward has its own time.)
-    """
-    runners = list(executable.runners.values())
-    least = sum(r.least or 0.0 for r in runners)
-    ours = sum(r.solution.seconds for r in runners if r.solution is not None)
-    return least if ours <= PAYS * least else None
-
-
 class Clock:
     """Writes down the seconds since the last mark."""
 
@@ -528,67 +503,7 @@ def structure(block: Recurrence | Chain) -> str:
     return "\n".join(lines)
 
 
-def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> str | None:
-    """What is wrong with a result, or None."""
-    ours, theirs = ours.detach(), theirs.detach()
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return f"{tuple(ours.shape)} {ours.dtype} instead of {tuple(theirs.shape)} {theirs.dtype}"
-    if same_bits(ours.contiguous(), theirs.contiguous()):
-        return None
-    if exact or not theirs.is_floating_point():
-        return f"{int((ours != theirs).sum())} of {theirs.numel()} elements are not equal bit for bit"
-    finite = theirs.isfinite()
-    if not torch.equal(finite, ours.isfinite()) or not torch.equal(ours[~finite].nan_to_num(), theirs[~finite].nan_to_num()):
-        return "the non-finite elements are not the same"
-    gap = (ours[finite] - theirs[finite]).abs().max() if bool(finite.any()) else torch.zeros(())
-    scale = theirs[finite].abs().max().clamp(min=1.0) if bool(finite.any()) else torch.ones(())
-    allowed = TRAJECTORY * torch.finfo(theirs.dtype).eps * float(scale)
-    return None if float(gap) <= allowed else f"by {float(gap):.3g}, more than {allowed:.3g}"
-
-
-TRAJECTORY = 1024.0  # eps, relative to the largest result: readouts amplify what the state's certificate bounds
-
-
-def tensors_of(result: Any) -> list[torch.Tensor]:
-    return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
-
-
 def rebuilt(results: list[torch.Tensor], entry: Entry) -> Any:
     tensors = iter(results)
     leaves = [next(tensors) if s is Mark.TENSOR else s for s in entry.statics]
     return pytree.tree_unflatten(leaves, entry.spec)
-
-
-def trial_inputs(executable: Executable, recording: Recording, flat: Sequence[Any]) -> list[torch.Tensor]:
-    """The leaves as they were before the recorded run wrote to them."""
-    leaves = executable.inputs(flat)
-    for number, content in recording.before.items():
-        leaves[number] = content
-    return leaves
-
-
-def copied(value: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, torch.clone, value)
-
-
-def copied_from(args: Any, kwargs: Any, recording: Recording) -> tuple[Any, Any]:
-    """The arguments, those that the recorded run wrote to as they were before it."""
-    flat, spec = pytree.tree_flatten((args, kwargs))
-    for number, content in recording.before.items():
-        leaf = recording.tape.leaves[number]
-        if leaf.position >= 0:
-            flat[leaf.position] = content.clone()
-    return pytree.tree_unflatten(flat, spec)
-
-
-def generator_states(flat: Sequence[Any]) -> list[tuple[torch.Generator, torch.Tensor]]:
-    """The default generators in use and those among the arguments, with their states."""
-    generators = [torch.default_generator, *(g for g in flat if isinstance(g, torch.Generator))]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        generators += list(torch.cuda.default_generators)
-    return [(g, g.get_state()) for g in generators]
-
-
-def set_generator_states(states: Sequence[tuple[torch.Generator, torch.Tensor]]) -> None:
-    for generator, state in states:
-        generator.set_state(state)

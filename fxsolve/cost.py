@@ -76,6 +76,9 @@ class Timed:
     def commit(self) -> int:
         return self.took("commit", self.problem.commit)
 
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
     def took(self, part: str, run: Callable[[], T]) -> T:
         results: list[T] = []
         self.seconds[part] += seconds_of(lambda: results.append(run()))

@@ -26,7 +26,7 @@ from fxsolve.passes.reuse import reuse
 from fxsolve.prims import SlotView
 from fxsolve.solution import NotSolved, note_iterate
 from fxsolve.solvers import Solver, drive
-from fxsolve.timing import seconds_of
+from fxsolve.timing import typical, typical_seconds
 
 Tensors = Sequence[torch.Tensor]
 UNCHECKED = {"cuda": 3}  # sweeps between two stopping tests, which wait for the device; overshooting is harmless
@@ -83,13 +83,17 @@ class LoweredFixedPoint:
 
     def phases(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Phase, ...]:
         """What the phases of a sweep take: a pass of the network, and the head with the stopping test."""
-        for _ in range(2):  # the first time warms up
+
+        def sweep() -> tuple[FixedPointProblem, Timed]:
             problem = FixedPointProblem(self, initial, stacked, consts)
             timed = Timed(problem)
             timed.open(0, problem.equations, 1)
             timed.sweep()
             timed.commit()
-        alone = seconds_of(lambda: self.network(*problem.buffers, *consts))
+            return problem, timed
+
+        problem, timed = typical(sweep, lambda pair: pair[1].total())
+        alone = typical_seconds(lambda: self.network(*problem.buffers, *consts))
         rest = max(0.0, timed.seconds["sweep"] + timed.seconds["commit"] - alone)
         parts = self.block.length * len(problem.settled)
         return (

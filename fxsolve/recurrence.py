@@ -17,6 +17,7 @@ from fxsolve.ir import CARRY, TensorType
 from fxsolve.lowered import LoweredRecurrence, fold
 from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
+from fxsolve.timing import typical
 
 Tensors = Sequence[torch.Tensor]
 
@@ -47,11 +48,16 @@ def phases(
     lowered: LoweredRecurrence, solver: Solver, initial: Tensors, stacked: Tensors, consts: Tensors, limit: int | None
 ) -> tuple[Phase, ...]:
     """What the phases of a solution take. Raises NotSolved without certificate."""
-    problem = RecurrenceProblem(lowered, solver, initial, stacked, consts)
-    timed = Timed(problem)
-    with threads(lowered.threads):
+
+    def solution() -> tuple[RecurrenceProblem, Timed]:
+        problem = RecurrenceProblem(lowered, solver, initial, stacked, consts)
+        timed = Timed(problem)
         drive(timed, solver, limit)
         timed.took("commit", problem.finish)
+        return problem, timed
+
+    with threads(lowered.threads):
+        problem, timed = typical(solution, lambda pair: pair[1].total())
     length, count = lowered.block.length, problem.layout.count
     split, steps = lowered.split, max(1, problem.steps)
     return (

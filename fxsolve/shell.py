@@ -1,7 +1,8 @@
 """The shell around a callable that runs as it is: as thin as it can be.
 
 Where the original is the choice, its result is right whatever has changed: so shapes are all that is compared, and signature
-and guards are looked at again once in a while only, as something else may pay by then.
+and guards are looked at again once in a while only, as something else may pay by then: after so many calls that the looks
+take a hundredth of their time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-AGAIN = 64  # calls
+LEAST, MOST = 64, 4096  # calls until the next look
+SHARE = 0.01  # of the calls' time
 
 
 class Shell:
@@ -19,10 +21,10 @@ class Shell:
 
     __slots__ = ("grad", "kinds", "left", "why")
 
-    def __init__(self, args: Sequence[Any], why: str) -> None:
+    def __init__(self, args: Sequence[Any], why: str, left: int) -> None:
         self.kinds = [(type(a), a.shape if isinstance(a, torch.Tensor) else a) for a in args]
         self.grad = torch.is_grad_enabled()
-        self.why, self.left = why, AGAIN
+        self.why, self.left = why, left
 
     def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call is one of that kind, and it is not time to look at it closely."""
@@ -35,7 +37,12 @@ class Shell:
         return True
 
 
-def shell_of(args: Sequence[Any], kwargs: Mapping[str, Any], why: str) -> Shell | None:
-    """The shell for calls like this one; None where arguments are other things than tensors, numbers and strings."""
+def shell_of(args: Sequence[Any], kwargs: Mapping[str, Any], why: str, look: float, call: float) -> Shell | None:
+    """The shell for calls like this one, of which the look took some of the seconds, and the call itself the others.
+
+    None where arguments are other things than tensors, numbers and strings.
+    """
     plain = (torch.Tensor, int, float, bool, str, type(None))
-    return None if kwargs or any(type(a) not in plain for a in args) else Shell(args, why)
+    if kwargs or any(type(a) not in plain for a in args):
+        return None
+    return Shell(args, why, min(max(int(look / (SHARE * call)), LEAST), MOST))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+RUNS, ENOUGH = 7, 0.1  # runs, seconds: of which a typical one is taken
 
 
 def seconds_of(run: Callable[[], Any], repeats: int = 1) -> float:
@@ -19,3 +22,18 @@ def seconds_of(run: Callable[[], Any], repeats: int = 1) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def typical(run: Callable[[], T], seconds: Callable[[T], float]) -> T:
+    """What the median of several runs gave, by the seconds that each says it took; a first one, if others follow, warms up."""
+    found = [run()]
+    deadline = time.perf_counter() + ENOUGH
+    while len(found) <= RUNS and time.perf_counter() < deadline:
+        found.append(run())
+    found = sorted(found[1:] or found, key=seconds)
+    return found[len(found) // 2]
+
+
+def typical_seconds(run: Callable[[], Any]) -> float:
+    """The median of several runs."""
+    return typical(lambda: seconds_of(run), float)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxsolve
 from examples.samplers.models import PixelCNN
-from fxsolve.compiler import quick_enough
+from fxsolve.choice import quick_enough
 from fxsolve.solution import keep_iterates
 
 from .test_samplers import assert_collapsed, assert_not_collapsed, check

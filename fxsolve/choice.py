@@ -1,0 +1,42 @@
+"""What speaks for a compiled program before it is timed, and its race with the original."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fxsolve.codegen import Executable
+from fxsolve.schedule import PAYS
+from fxsolve.timing import seconds_of
+
+TRIALS = 5
+TRIAL_SECONDS = 0.5
+
+
+def in_order(executable: Executable) -> bool:
+    """Whether every block makes just eager's own calls: no other schedule was certified. (A chain spares memory on the way.)"""
+    plans = [r.plan for r in executable.runners.values()]
+    return all(plan is None or (plan.in_order and plan.kind != "Chain") for plan in plans)
+
+
+def quick_enough(executable: Executable) -> float | None:
+    """The seconds that the original takes at the least, if the blocks' first solutions took clearly less; else None.
+
+    (Their backward has its own time.)
+    """
+    runners = list(executable.runners.values())
+    least = sum(r.least or 0.0 for r in runners)
+    ours = sum(r.solution.seconds for r in runners if r.solution is not None)
+    return least if ours <= PAYS * least else None
+
+
+def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:
+    """The seconds of each one's quickest run, each prepared anew; in turns, so that what else the machine does hits all."""
+    best = [float("inf")] * len(prepare)
+    deadline = time.perf_counter() + TRIAL_SECONDS
+    for _ in range(TRIALS):
+        best = [min(seconds, seconds_of(made())) for seconds, made in zip(best, prepare, strict=True)]
+        if time.perf_counter() > deadline:
+            break
+    return best
