@@ -43,6 +43,26 @@ class Phase:
         return self.rounds * (fixed + (self.seconds - fixed) / max(1, min(devices, self.parts)))
 
 
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one step of several parts side by side: `fixed + parts * each`."""
+
+    fixed: float
+    each: float
+
+    def of(self, parts: float) -> float:
+        return self.fixed + parts * self.each
+
+
+def fitted(many: Phase, few: Phase, launch: float) -> StepCost:
+    """The line through the steps of two phases. If they have as many parts, the fixed share is taken for that of the calls."""
+    fixed = min(many.seconds, many.calls * launch)
+    if many.parts > few.parts:
+        each = max(0.0, (many.seconds - few.seconds) / (many.parts - few.parts))
+        fixed = max(fixed, many.seconds - many.parts * each)
+    return StepCost(fixed, (many.seconds - fixed) / many.parts)
+
+
 @cache
 def launch_seconds(device: torch.device) -> float:
     """How long a call takes that has next to nothing to do."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxsolve.bits import same_bits
-from fxsolve.cost import Phase, call_count, launch_seconds, predicted
+from fxsolve.cost import Phase, StepCost, call_count, fitted, launch_seconds, predicted
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
 from fxsolve.ir import CONST, FixedPoint, Recurrence
@@ -47,7 +47,8 @@ SWEEP_LIMIT = 4
 FINALISTS, ROUNDS = 4, 15
 TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
 TRIAL_SHARE = 3.0  # or after so many times the original's time, if that is longer
-PROMISING = 6  # lengths of blocks that are tried, those that the cost model expects most of
+PROMISING = 6  # candidates that are tried, those that the cost model expects most of,
+HOPELESS = 6.0  # and none from which it expects so many times the best one's seconds
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.95
 THREADS_PAY = 1.05
@@ -342,24 +343,29 @@ class BlockRunner(Runner):
             return SWEEP_LIMIT if [block] == coarse[-1:] else 2
 
         eager = self.block.length * seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
+        lowered.threads = 1  # several are slow beyond measure where another process has the cores
         first = next((b for b in coarse if attempt(solver_of(b), limit(b))), 0)
         near = [b for b in BLOCKS if first / 2 < b <= 4 * first and 4 * b <= self.block.length]
-        if near:
-            seen = phases(lowered, solver_of(first), initial, stacked, consts, limit(first))[1]
-            launch = launch_seconds(next((x.device for x in (*initial, *consts)), torch.device("cpu")))
-            near.sort(key=lambda b: expected_seconds(b, first, seen, self.block.length, launch))
-            near = near[:PROMISING]
         checked = next((GaussSeidel(c) for c in checks if attempt(GaussSeidel(c))), None)
+        candidates: list[Solver] = [solver_of(block) for block in near] + ([checked] if checked else [])
+        if near:
+            many, few = (phases(lowered, solver_of(b), initial, stacked, consts, limit(b))[1] for b in (first, near[-1]))
+            launch = launch_seconds(next((x.device for x in (*initial, *consts)), torch.device("cpu")))
+            step, until_met = fitted(many, few, launch), max(0, many.rounds - first - 3 * first // 5)
+            expected = {s: expected_seconds(s, step, self.block.length, until_met) for s in candidates}
+            most = HOPELESS * min(expected.values())
+            candidates = sorted([s for s in candidates if expected[s] <= most], key=expected.__getitem__)[:PROMISING]
         deadline = time.perf_counter() + max(TRIAL_SECONDS, TRIAL_SHARE * eager)
-        candidates: list[Solver] = [solver_of(block) for block in near]
-        candidates[2:2] = [checked] if checked else []
+        counts = sorted({1, torch.get_num_threads()})
         for solver in candidates:
-            lowered.threads = None
+            lowered.threads = 1
             if (seconds and time.perf_counter() > deadline) or not attempt(solver, limit(solver.block_of(self.block.length))):
                 continue
-            for threads in {1, torch.get_num_threads()}:
+            for threads in counts:
                 lowered.threads = threads
                 seconds[solver, threads] = seconds_of(lambda: attempt(solver))  # noqa: B023
+            if seconds[solver, counts[-1]] > 2 * seconds[solver, 1]:
+                counts = [1]
         finalists = sorted(seconds, key=seconds.__getitem__)[:FINALISTS]
         rounds: dict[tuple[Solver, int], list[float]] = {each: [] for each in finalists}
         deadline = time.perf_counter() + TRIAL_SECONDS
@@ -408,15 +414,14 @@ def same_heads(a: FixedPoint, b: FixedPoint, initial: Tensors, stacked: Tensors,
     return True
 
 
-def expected_seconds(block: int, first: int, seen: Phase, length: int, launch: float) -> float:
-    """What steps in blocks of another length would take, given those in blocks of `first`.
+def expected_seconds(solver: Solver, step: StepCost, length: int, until_met: float) -> float:
+    """What so many steps take in blocks side by side, or all in order.
 
-    The warm-up and the first sweep are as long as the blocks are; the second one ends after as many steps as before.
+    The warm-up and the first sweep are as long as the blocks are; the second sweep ends after `until_met` steps.
     """
-    until_met = max(0, seen.rounds - first - 3 * first // 5)
-    fixed = min(seen.seconds, seen.calls * launch)
-    each = (seen.seconds - fixed) / seen.parts
-    return (block + 3 * block // 5 + until_met) * (fixed + each * math.ceil(length / block))
+    if not isinstance(solver, JacobiGS):
+        return length * step.of(1)
+    return (solver.block + (solver.warmup or 0) + until_met) * step.of(math.ceil(length / solver.block))
 
 
 def solver_of(block: int) -> JacobiGS:

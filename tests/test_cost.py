@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fxsolve
-from fxsolve.cost import Phase, launch_seconds, makespan, predicted
+from fxsolve.cost import Phase, StepCost, fitted, launch_seconds, makespan, predicted
+from fxsolve.schedule import expected_seconds
 from tests.checking import later_call
 
 CPU = torch.device("cpu")
@@ -25,6 +26,24 @@ def test_phases_add_up() -> None:
     assert predicted(phases, 1, CPU) == 6.0
     assert predicted(phases, 4, CPU) == 3.0
     assert 1e-8 < launch_seconds(CPU) < 1e-3
+
+
+def step(seconds: float, parts: int) -> Phase:
+    return Phase("steps", seconds, rounds=1, calls=10, parts=parts)
+
+
+def test_a_step_has_a_fixed_share_and_one_for_each_part() -> None:
+    assert fitted(step(9.0, 8), step(3.0, 2), launch=0.01) == StepCost(1.0, 1.0)
+    assert fitted(step(5.0, 8), step(5.0, 2), launch=0.01) == StepCost(5.0, 0.0), "as quick with more parts"
+    assert fitted(step(4.0, 8), step(5.0, 2), launch=0.01) == StepCost(4.0, 0.0), "even quicker: noise"
+    assert fitted(step(9.0, 8), step(9.0, 8), launch=0.1) == StepCost(1.0, 1.0), "one length of blocks: its calls are fixed"
+    assert fitted(step(9.0, 8), step(1.0, 4), launch=0.1) == StepCost(1.0, 1.0), "calls take their time at the least"
+
+
+def test_what_is_expected_of_blocks_and_of_the_walk_in_order() -> None:
+    cost = StepCost(fixed=3.0, each=0.5)
+    assert expected_seconds(fxsolve.JacobiGS(10, 6), cost, 100, until_met=4) == (10 + 6 + 4) * (3 + 10 * 0.5)
+    assert expected_seconds(fxsolve.GaussSeidel(8), cost, 100, until_met=4) == 100 * 3.5
 
 
 @pytest.mark.parametrize(
