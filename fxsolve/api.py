@@ -13,6 +13,7 @@ import torch
 
 from fxsolve.compiler import Compiler, Entry, Options
 from fxsolve.errors import FxsolveError
+from fxsolve.plan_file import PlanFile
 from fxsolve.solution import Solution
 from fxsolve.solvers import Solver
 
@@ -28,6 +29,7 @@ def compile(
     verify: str = "first",
     fallback: bool = True,
     example_inputs: Sequence[Any] | None = None,
+    plans: str | os.PathLike[str] | None = None,
     **unknown: Any,
 ) -> Any:
     """A callable that computes what `fn` computes, with its sequential parts solved in parallel.
@@ -38,11 +40,14 @@ def compile(
     verify: compare with the original on the "first" call of each kind, "always", or "never".
     fallback: whether what cannot be compiled runs as the original with one FallbackWarning; if False, CaptureError.
     example_inputs: positional arguments to compile for right away, instead of at the first call.
+    plans: a JSON file that keeps what first calls found quickest, so that other processes need not try again (not for calls
+        with gradients). It is made if it is not there. Whatever it says, results are proved and checked as ever.
 
-    Raises TypeError for a thing that cannot be called and for unknown keywords, ValueError for other values than these.
+    Raises TypeError for a thing that cannot be called and for unknown keywords, ValueError for other values than these, and
+    FxsolveError for a file of plans that is something else.
     """
     if unknown:
-        known = "solver, exactness, verify, fallback, example_inputs"
+        known = "solver, exactness, verify, fallback, example_inputs, plans"
         raise TypeError(f"fxsolve.compile has no keyword {', '.join(map(repr, unknown))}; it has {known}")
     if not callable(fn):
         raise TypeError(f"fxsolve.compile takes a module, function or bound method, not {type(fn).__name__}")
@@ -55,7 +60,7 @@ def compile(
     solvers = {"*": solver} if isinstance(solver, Solver) else {} if solver == "auto" else solver
     if not isinstance(solvers, Mapping) or not all(isinstance(s, Solver) for s in solvers.values()):
         raise ValueError(f"solver is 'auto', a solver like fxsolve.Jacobi(), or a dict of solvers by block, not {solver!r}")
-    options = Options(dict(solvers), exactness, verify, fallback)
+    options = Options(dict(solvers), exactness, verify, fallback, None if plans is None else PlanFile(plans))
     compiled = restored(fn, options)
     if example_inputs is not None:
         compiled(*example_inputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CellType
 from typing import Any
 
@@ -39,6 +39,7 @@ from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import fixed_point, outputs_from_buffers
 from fxsolve.plan import Plan, Runner
+from fxsolve.plan_file import Choice, PlanFile, program_key
 from fxsolve.progress import progress
 from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner
 from fxsolve.shell import Shell, shell_of
@@ -57,6 +58,7 @@ class Options:
     exactness: str
     verify: str
     fallback: bool
+    plans: PlanFile | None = None
 
 
 @dataclass
@@ -237,9 +239,15 @@ class Compiler:
                     return self.keep_original(entry, grown, recording.result, start)
                 entry.choice = "the original runs: it has no sequential part that repeats"
                 return self.finished(recording.result, entry, start)
+            kept = self.kept(executable)
+            if kept is not None and kept.seconds is not None:
+                timings["original, as kept"] = kept.seconds
+            if kept is not None and kept.original is not None:
+                entry.choice = kept.original
+                return self.finished(recording.result, entry, start)
             leaves = trial_inputs(executable, recording, flat)
             set_generator_states(before)
-            values = executable.values(leaves)
+            values = self.first_values(executable, leaves, before)
             clock("decide")
             same_generators(after)
             executable.settle_outputs(values, leaves, tensors_of(recording.result))
@@ -251,6 +259,8 @@ class Compiler:
                 self.set_slack(grown, tape, executable, leaves)
             self.choose(entry, executable, leaves, FirstCall(args, kwargs, before, recording))
             clock("time")
+            if kept is None or any(r.known is None for r in executable.runners.values()):
+                self.keep(entry, executable)
             if entry.executable is None and isinstance(grown, str):
                 return self.keep_original(entry, grown, recording.result, start)
         except Exception as error:  # whatever goes wrong here, the user's call has its result
@@ -313,6 +323,10 @@ class Compiler:
             gradient = self.gradient_of(block, forced) if trains else None
             block = block if gradient is None else gradient.forward
             known = self.plans.get(plan_key(block))
+            if known is not None and not known.in_order:
+                known = replace(known, reason=f"{known.reason} (as found before for another size)")
+            else:
+                known = None
             runner = runners[name] = BlockRunner(block, forced, self.options.exactness, known, padded)
             runner.gradient = gradient
         return Executable(program, runners, trains)
@@ -380,6 +394,48 @@ class Compiler:
         shell = seconds_of(looked_up, TRIALS)
         theirs, ours = race(original, compiled)
         return theirs, shell + ours
+
+    def first_values(
+        self, executable: Executable, leaves: Sequence[torch.Tensor], before: Sequence[tuple[torch.Generator, torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """The compiled program's results; where a known plan does not solve a block any more, after trials of its own."""
+        runners = executable.runners.values()
+        try:
+            return executable.values(leaves)
+        except NotSolved:
+            if all(runner.known is None for runner in runners):
+                raise
+        for runner in runners:
+            runner.known = runner.plan = None
+        set_generator_states(before)
+        return executable.values(leaves)
+
+    def kept(self, executable: Executable) -> Choice | None:
+        """What the file of plans says of this program; its plans are then the runners'."""
+        plans = self.options.plans
+        if plans is None or executable.trains or self.options.solvers:
+            return None
+        choice = plans.choices.get(program_key(executable.program, self.options.exactness))
+        for name, runner in executable.runners.items():
+            if choice is not None and name in choice.plans:
+                plan = choice.plans[name]
+                runner.known = replace(plan, reason=f"{plan.reason} (as kept in {plans.path.name})")
+        if choice is not None and choice.original is not None:
+            choice = replace(choice, original=f"{choice.original} (as kept in {plans.path.name})")
+        return choice
+
+    def keep(self, entry: Entry, executable: Executable) -> None:
+        """Writes the choice into the file of plans."""
+        plans = self.options.plans
+        if plans is None or executable.trains or self.options.solvers:
+            return
+        decided = {name: runner.plan for name, runner in executable.runners.items() if runner.plan is not None}
+        original = None if entry.executable is not None else entry.choice
+        try:
+            key = program_key(executable.program, self.options.exactness)
+            plans.keep(key, Choice(decided, original, entry.timings.get("original")))
+        except (OSError, FxsolveError) as error:
+            warnings.warn(f"the choice is not kept for other processes: {error}", stacklevel=6)
 
     def run_original(self, entry: Entry, executable: Executable) -> None:
         """From now on: no block has another schedule than eager's own."""

@@ -51,7 +51,7 @@ class Runner(torch.nn.Module):
     block: Recurrence | Chain
     forced: Solver | None
     plan: Plan | None = None
-    known: Plan | None = None  # the plan of a block that differs in size only
+    known: Plan | None = None  # what is to be done without trials: as for another size, or as in a file of plans
     solution: BlockSolution | None = None
     least: float | None = None  # seconds that eager's calls take at the least, where that is known
 

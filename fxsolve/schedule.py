@@ -312,9 +312,9 @@ class BlockRunner(Runner):
             return Plan(self.forced, "Recurrence", "forced")
         if self.block.carries == 0:
             return Plan(Jacobi(), "Recurrence", "no state is carried: all steps at once")
-        if self.known is not None and not self.known.in_order:
+        if self.known is not None and self.known.kind == "Recurrence":
             lowered.threads = self.known.threads
-            return replace(self.known, reason=self.known.reason + " (as found before for another size)")
+            return self.known
         return self.tried(lowered, initial, stacked, consts)
 
     def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
