@@ -30,8 +30,9 @@ from examples.rnn.models import LinearGRUCell, LinearRNNCell, Loop, LSTMLoop
 from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
 from fxsolve.codegen import Executable
 from fxsolve.plan import Plan, Runner
-from fxsolve.schedule import SWEEP_LIMIT, BlockRunner
+from fxsolve.schedule import BlockRunner
 from fxsolve.solvers import Solver
+from fxsolve.trials import SWEEP_LIMIT
 
 BUDGET = 4.0  # seconds of a case's rounds
 LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])

@@ -397,7 +397,7 @@ class Compiler:
 
     def first_values(
         self, executable: Executable, leaves: Sequence[torch.Tensor], before: Sequence[tuple[torch.Generator, torch.Tensor]]
-    ) -> list[torch.Tensor]:
+    ) -> Sequence[torch.Tensor]:
         """The compiled program's results; where a known plan does not solve a block any more, after trials of its own."""
         runners = executable.runners.values()
         try:

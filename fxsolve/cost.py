@@ -63,6 +63,14 @@ def fitted(many: Phase, few: Phase, launch: float) -> StepCost:
     return StepCost(fixed, (many.seconds - fixed) / many.parts)
 
 
+def pays_from(step: StepCost, block: int, steps: float, eager: float) -> float | None:
+    """From how many equations on `steps` steps of blocks side by side are quicker than so many of eager's, `eager` seconds
+    each; None where no number is enough.
+    """
+    saved = eager - steps * step.each / block
+    return steps * step.fixed / saved if saved > 0 else None
+
+
 @cache
 def launch_seconds(device: torch.device) -> float:
     """How long a call takes that has next to nothing to do."""

@@ -34,7 +34,8 @@ def block_lines(runner: Runner, devices: int) -> list[str]:
     lines += runner.lines()
     for candidate in plan.candidates:
         seconds = "-" if candidate.seconds is None else f"{candidate.seconds * 1e3:.2f} ms"
-        lines.append(f"  tried {candidate.solver}: {seconds}, {candidate.note}")
+        expected = "" if candidate.expected is None else f" ({candidate.expected * 1e3:.2f} ms expected)"
+        lines.append(f"  {candidate.solver}: {seconds}{expected}, {candidate.note}")
     lines += last_call(runner.solution) + simulated(runner, devices)
     gradient = runner.gradient if isinstance(runner, BlockRunner) else None
     if isinstance(gradient, BlockGradient):

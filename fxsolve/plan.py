@@ -16,11 +16,12 @@ Tensors = Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A solver that was tried: what it took, or why it does not apply."""
+    """A solver that was looked at: what it took, or why it was not tried or does not apply; what the cost model expected."""
 
     solver: str
     seconds: float | None
     note: str
+    expected: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ neither                                     in order, with eager's own calls
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxsolve.bits import same_bits
-from fxsolve.cost import Phase, StepCost, call_count, fitted, launch_seconds, predicted
+from fxsolve.cost import Phase, call_count, predicted
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
 from fxsolve.ir import CONST, FixedPoint, Recurrence
@@ -29,29 +27,20 @@ from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
 from fxsolve.passes.sink import sink
 from fxsolve.passes.slots import fixed_point
-from fxsolve.plan import Candidate, Plan, Runner, Tensors
+from fxsolve.plan import Plan, Runner, Tensors
 from fxsolve.recurrence import phases, solve
 from fxsolve.repeat import LoweredRepeat, repeats
 from fxsolve.solution import BlockSolution, NotSolved
-from fxsolve.solvers import GaussSeidel, Jacobi, JacobiGS, Solver
+from fxsolve.solvers import GaussSeidel, Jacobi, Solver
 from fxsolve.timing import seconds_of
+from fxsolve.trials import CHECKS, BreakEven, Trials
 
 if TYPE_CHECKING:
     from fxsolve.fixed_point_gradient import FixedPointGradient
     from fxsolve.training import BlockGradient
 
-COARSE = (16, 32, 64, 128, 256, 512)
-CHECKS = (4, 8, *COARSE)  # of which the shortest is taken: a step that forgets quickly is checked in few calls
-BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
-SWEEP_LIMIT = 4
-FINALISTS, ROUNDS = 4, 15
-TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
-TRIAL_SHARE = 3.0  # or after so many times the original's time, if that is longer
-PROMISING = 6  # candidates that are tried, those that the cost model expects most of,
-HOPELESS = 6.0  # and none from which it expects so many times the best one's seconds
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.95
-THREADS_PAY = 1.05
 GIVE_UP_AFTER = 2  # unsolved calls in a row before a plan is dropped, or made anew
 HELD = 4  # solved calls that make a plan worth making anew
 
@@ -77,6 +66,7 @@ class BlockRunner(Runner):
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
         self.proof: Proof | None = None
         self.phases: tuple[Phase, ...] = ()
+        self.break_even: BreakEven | None = None
         self.in_order = generated(block.step)
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
@@ -203,11 +193,13 @@ class BlockRunner(Runner):
         return self.in_order(*carry, *[x[t] for x in stacked], *[c[t] for c in self.block.table], *consts)
 
     def lines(self) -> list[str]:
-        """The causality proof, and which rows passes compute."""
+        """The causality proof, from where on blocks pay, and which rows passes compute."""
         lines = []
         if self.proof is not None:
             held = f"holds, at most {self.proof.depth} sweeps" if self.proof.holds else f"fails: {self.proof.reason}"
             lines.append(f"  causality proof: {held}")
+        if self.break_even is not None:
+            lines.append(f"  {self.break_even}")
         if self.fixed is not None and self.fixed.bands is not None:
             lows = [level.low for level in self.fixed.bands.levels if level.usable]
             lines += [f"  passes: of all {self.fixed.bands.size} rows, then of those from row {lows} on"] if lows else []
@@ -318,71 +310,17 @@ class BlockRunner(Runner):
         return self.tried(lowered, initial, stacked, consts)
 
     def tried(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors) -> Plan:
-        """Finds the quickest certified block length, from half the shortest power of two that is certified on, or the walk in
-        order. Those are tried first that the cost model expects most of.
-
-        The warm-up is three fifths of a block: it brings a far guess close, which takes longer than the rest of the block,
-        where a small difference dies out.
-        """
-        coarse = [b for b in COARSE if 4 * b <= self.block.length]
-        checks = [b for b in CHECKS if 2 * b <= self.block.length]
-        if not checks:
+        """The quickest certified schedule, or in order."""
+        if self.block.length < 2 * CHECKS[0]:
             return self.sequential(f"{self.block.length} equations are too few to cut into blocks")
-        tried: list[Candidate] = []
-        seconds: dict[tuple[Solver, int], float] = {}
-
-        def attempt(solver: Solver, limit: int = SWEEP_LIMIT) -> bool:
-            try:
-                solve(lowered, solver, initial, stacked, consts, limit)
-                return True
-            except NotSolved as error:
-                tried.append(Candidate(str(solver), None, str(error)))
-                return False
-
-        def limit(block: int) -> int:  # a long memory gets further sweeps, where no longer block is left
-            return SWEEP_LIMIT if [block] == coarse[-1:] else 2
-
-        eager = self.block.length * seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
-        lowered.threads = 1  # several are slow beyond measure where another process has the cores
-        first = next((b for b in coarse if attempt(solver_of(b), limit(b))), 0)
-        near = [b for b in BLOCKS if first / 2 < b <= 4 * first and 4 * b <= self.block.length]
-        checked = next((GaussSeidel(c) for c in checks if attempt(GaussSeidel(c))), None)
-        candidates: list[Solver] = [solver_of(block) for block in near] + ([checked] if checked else [])
-        if near:
-            many, few = (phases(lowered, solver_of(b), initial, stacked, consts, limit(b))[1] for b in (first, near[-1]))
-            launch = launch_seconds(next((x.device for x in (*initial, *consts)), torch.device("cpu")))
-            step, until_met = fitted(many, few, launch), max(0, many.rounds - first - 3 * first // 5)
-            expected = {s: expected_seconds(s, step, self.block.length, until_met) for s in candidates}
-            most = HOPELESS * min(expected.values())
-            candidates = sorted([s for s in candidates if expected[s] <= most], key=expected.__getitem__)[:PROMISING]
-        deadline = time.perf_counter() + max(TRIAL_SECONDS, TRIAL_SHARE * eager)
-        counts = sorted({1, torch.get_num_threads()})
-        for solver in candidates:
-            lowered.threads = 1
-            if (seconds and time.perf_counter() > deadline) or not attempt(solver, limit(solver.block_of(self.block.length))):
-                continue
-            for threads in counts:
-                lowered.threads = threads
-                seconds[solver, threads] = seconds_of(lambda: attempt(solver))  # noqa: B023
-            if seconds[solver, counts[-1]] > 2 * seconds[solver, 1]:
-                counts = [1]
-        finalists = sorted(seconds, key=seconds.__getitem__)[:FINALISTS]
-        rounds: dict[tuple[Solver, int], list[float]] = {each: [] for each in finalists}
-        deadline = time.perf_counter() + TRIAL_SECONDS
-        for _ in range(ROUNDS):  # in turns, as a busy machine may favour any of them
-            for solver, threads in finalists:
-                lowered.threads = threads
-                rounds[solver, threads].append(seconds_of(lambda: attempt(solver)))  # noqa: B023
-            if time.perf_counter() > deadline:
-                break
-        seconds |= {each: statistics.median(times) for each, times in rounds.items()}
-        tried += [Candidate(f"{s} on {n} thread{'s' * (n > 1)}", t, "certified") for (s, n), t in seconds.items()]
-        if not seconds:
-            plan = self.sequential(f"no schedule is certified: {tried[-1].note}")
-            return replace(plan, candidates=tuple(tried))
-        usual = torch.get_num_threads()  # other numbers of threads cost a little outside of the block as well
-        solver, lowered.threads = min(finalists, key=lambda each: seconds[each] * (1.0 if each[1] == usual else THREADS_PAY))
-        return Plan(solver, "Recurrence", "quickest certified schedule", tuple(tried), SWEEP_LIMIT, lowered.threads)
+        step = seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
+        trials = Trials(lowered, initial, stacked, consts, step)
+        plan = trials.run()
+        self.break_even = trials.break_even
+        if plan is not None:
+            return plan
+        in_order = self.sequential(f"no schedule is certified: {[*trials.refused.values()][-1]}")
+        return replace(in_order, candidates=trials.candidates())
 
 
 def relied_on(proof: Proof, number: int, const: torch.Tensor) -> torch.Tensor:
@@ -412,17 +350,3 @@ def same_heads(a: FixedPoint, b: FixedPoint, initial: Tensors, stacked: Tensors,
             if not all(same_bits(x.contiguous(), y.contiguous()) for x, y in zip(ours, theirs, strict=True)):
                 return False
     return True
-
-
-def expected_seconds(solver: Solver, step: StepCost, length: int, until_met: float) -> float:
-    """What so many steps take in blocks side by side, or all in order.
-
-    The warm-up and the first sweep are as long as the blocks are; the second sweep ends after `until_met` steps.
-    """
-    if not isinstance(solver, JacobiGS):
-        return length * step.of(1)
-    return (solver.block + (solver.warmup or 0) + until_met) * step.of(math.ceil(length / solver.block))
-
-
-def solver_of(block: int) -> JacobiGS:
-    return JacobiGS(block, 3 * block // 5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fxsolve
-from fxsolve.cost import Phase, StepCost, fitted, launch_seconds, makespan, predicted
-from fxsolve.schedule import expected_seconds
+from fxsolve.cost import Phase, StepCost, fitted, launch_seconds, makespan, pays_from, predicted
+from fxsolve.trials import expected_seconds
 from tests.checking import later_call
 
 CPU = torch.device("cpu")
@@ -44,6 +44,22 @@ def test_what_is_expected_of_blocks_and_of_the_walk_in_order() -> None:
     cost = StepCost(fixed=3.0, each=0.5)
     assert expected_seconds(fxsolve.JacobiGS(10, 6), cost, 100, until_met=4) == (10 + 6 + 4) * (3 + 10 * 0.5)
     assert expected_seconds(fxsolve.GaussSeidel(8), cost, 100, until_met=4) == 100 * 3.5
+
+
+def test_from_where_on_blocks_pay() -> None:
+    """20 steps of T / 10 blocks: 20 (3 + 0.5 T / 10) = T + 60, against 2 T."""
+    cost = StepCost(fixed=3.0, each=0.5)
+    assert pays_from(cost, block=10, steps=20, eager=2.0) == 60.0
+    assert pays_from(cost, block=10, steps=20, eager=1.0) is None
+
+
+def test_explain_says_what_was_expected_and_from_where_on_it_pays() -> None:
+    compiled = fxsolve.compile(loop)
+    with torch.no_grad():
+        compiled(torch.randn(256, 2, 8))
+    text = compiled.explain()
+    assert "ms expected), certified" in text
+    assert "is expected to pay from" in text or "pays at no length" in text
 
 
 @pytest.mark.parametrize(

@@ -402,7 +402,7 @@ def test_results_may_be_written() -> None:
 
 def test_a_plan_is_made_anew_as_the_step_forgets_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that were long enough at first are too short later; the compiled call finds longer ones."""
-    monkeypatch.setattr("fxsolve.schedule.BLOCKS", (16, 64, 128))
+    monkeypatch.setattr("fxsolve.trials.BLOCKS", (16, 64, 128))
     torch.manual_seed(0)
     cell = nn.RNNCell(16, 16)
     fn = looped(cell)
