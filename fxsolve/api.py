@@ -84,7 +84,7 @@ class Compiled:
 
     def predict(self, devices: int = 1) -> float | None:
         """The seconds that the last call would take on so many devices: its blocks as `explain(devices)` has them, and what
-        lies outside of them as it was.
+        lies outside of them as it was. After a first call, which also compiles, the blocks alone.
 
         None where no block was found, or it was not solved yet. Raises ValueError for fewer than one device.
         """

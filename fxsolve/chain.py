@@ -26,6 +26,7 @@ from fxsolve.bits import same_bits
 from fxsolve.certificate import CONTRACTION, TOLERANCE
 from fxsolve.cost import makespan
 from fxsolve.ir import CARRY, CONST, Chain, placeholders, results
+from fxsolve.iterates import note
 from fxsolve.passes.chain import in_order
 from fxsolve.passes.doubled import doubled, widened
 from fxsolve.passes.graphs import copy_nodes, needed_for, placeholder_like
@@ -34,7 +35,7 @@ from fxsolve.passes.reuse import reuse
 from fxsolve.passes.share_cats import share_cats
 from fxsolve.passes.units import unit_step
 from fxsolve.plan import Plan, Runner, Tensors
-from fxsolve.solution import BlockSolution, note_iterate
+from fxsolve.solution import BlockSolution
 from fxsolve.solvers import GaussSeidel, Solver
 from fxsolve.solvers.contract import drive
 from fxsolve.timing import seconds_of, typical_seconds
@@ -91,11 +92,12 @@ class Sweeps:
     def __init__(self, block: Chain, layers: Sequence[Layer], consts: Tensors, noise: Sequence[float] | None) -> None:
         self.layers, self.consts = layers, consts
         self.noise = noise  # of each layer, in eps of its largest value; None: until all are final
-        self.equations = block.length
+        self.name, self.equations = block.name, block.length
         self.states = [torch.zeros_like(n.meta["type"].empty()) for n in placeholders(block.layers, CARRY)]
         self.used: list[tuple[torch.Tensor, ...] | None] = [None] * block.length  # what each layer was evaluated from
         self.frontier = 0
         self.rounds: list[list[list[int]]] = []  # for each sweep, and each block in it, the layers that were evaluated
+        self.steps = 0  # evaluations that had to follow one another
         self.looked: set[int] = set()  # the sweeps that were looked at closely
         self.residual, self.contraction = 0.0, 0.0  # the largest of all windows
 
@@ -113,12 +115,13 @@ class Sweeps:
             again = [n for n in inside if n >= self.frontier and self.evaluate(n, before, start)]
             evaluated += [again] if again else []
         self.rounds.append(evaluated)
+        self.steps += max(map(len, evaluated), default=0)
         if self.noise is not None:
             moves = [distance(before[n], self.states[n]) / self.noise[n] for n in self.window]
             self.moves = [*self.moves[-2:], max(moves, default=0.0)]
         if looked_at and all(after < CONTRACTION * once for once, after in pairwise(self.moves)):
             self.look_closely(before)
-        note_iterate(len(self.rounds), self.states)
+        note(self.name, self.steps, lambda: list(self.states))
 
     def look_closely(self, before: Tensors) -> None:
         """Takes the states before a Jacobi sweep as the solution if each is close enough to what the sweep made of them."""
@@ -222,7 +225,7 @@ class ChainRunner(Runner):
             str(self.plan.solver),
             self.block.length,
             sweeps=len(frontier),
-            steps=sum(max(map(len, blocks), default=0) for blocks in sweeps.rounds),
+            steps=sweeps.steps,
             frontier=frontier,
             residual=sweeps.residual,
             contraction=sweeps.contraction or None,

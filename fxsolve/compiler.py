@@ -280,7 +280,7 @@ class Compiler:
         runners = entry.executable.runners.values() if entry.executable is not None else ()
         blocks = tuple(r.solution for r in runners if r.solution is not None)
         why = entry.choice if entry.executable is None else None
-        self.solution = Solution(blocks, time.perf_counter() - start, why)
+        self.solution = Solution(blocks, time.perf_counter() - start, why, first=True)
         return result
 
     def loops(self, tape: Tape, clock: Clock) -> tuple[Padded | str | None, list[Loop]]:
@@ -468,7 +468,7 @@ class Compiler:
         if not times or None in times:
             return None
         solution, outside = self.solution, 0.0
-        if solution is not None and solution.blocks:
+        if solution is not None and solution.blocks and not solution.first:
             outside = solution.seconds - sum(b.seconds for b in solution.blocks)
         return sum(t for t in times if t is not None) + max(0.0, outside)
 

@@ -19,12 +19,13 @@ from fxsolve.bands import Passes, bands_of
 from fxsolve.bits import differing, same_bits
 from fxsolve.cost import Phase, Timed, call_count
 from fxsolve.ir import INDEX, STACKED, FixedPoint, placeholders
+from fxsolve.iterates import note
 from fxsolve.passes.batch_step import batch_step
 from fxsolve.passes.layouts import without_gaps
 from fxsolve.passes.readable import generated
 from fxsolve.passes.reuse import reuse
 from fxsolve.prims import SlotView
-from fxsolve.solution import NotSolved, note_iterate
+from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
 from fxsolve.timing import typical, typical_seconds
 
@@ -188,7 +189,7 @@ class FixedPointProblem:
         """Moves the frontier; where heads are taken one by one, the window of such heads follows its speed."""
         before = self.frontier
         frontier = self.advance_frontier() if self.finite() else self.commit_one()
-        note_iterate(self.passes, self.buffers)
+        note(self.lowered.block.name, self.passes, lambda: [b.clone() for b in self.buffers])
         self.window = max(FIRST_WINDOW, 2 * (frontier - before))
         if frontier == self.equations and self.outputs:
             self.settle_outputs()

@@ -14,6 +14,7 @@ from fxsolve.bits import same_bits
 from fxsolve.certificate import CONTRACTION, GOOD, LOOKS, yardsticks
 from fxsolve.cost import Phase, Timed, call_count
 from fxsolve.ir import CARRY, TensorType
+from fxsolve.iterates import note
 from fxsolve.lowered import LoweredRecurrence, fold
 from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
@@ -172,6 +173,7 @@ class RecurrenceProblem:
     def commit(self) -> int:
         layout, lowered = self.layout, self.lowered
         assert self.walk is not None
+        note(lowered.block.name, self.steps, self.walked, self.low)
         ends = self.walk.states[-1]
         if layout.count == 1 and layout.length > 1 and self.carry and lowered.continuous and not lowered.linear:
             self.check = min(self.check or layout.length, layout.length // 2)
@@ -269,6 +271,13 @@ class RecurrenceProblem:
             f"the boundaries of the blocks differ by {self.violation:.3g} rounding units (8 are allowed) and a change at a "
             f"block's start survives to its end by a factor of {contraction} (below 0.5 is needed)"
         )
+
+    def walked(self) -> list[torch.Tensor]:
+        """The states after the steps of the last sweep, as the steps follow one another, (T, *S)."""
+        assert self.walk is not None
+        kinds = enumerate(self.lowered.carry_types)
+        found = [self.in_order([s[k] for s in self.walk.states], kind) for k, kind in kinds]
+        return [f.flip(0) for f in found] if self.lowered.block.reverse else found
 
     # -- results ----------------------------------------------------------------------------------
 

@@ -145,15 +145,20 @@ class BlockRunner(Runner):
             return ()
 
     def predicted(self, devices: int) -> float | None:
+        counted = self.counted()
+        return predicted(counted, devices, self.device) if counted else None
+
+    def counted(self) -> list[Phase]:
+        """The phases of the last call, each with the rounds that it took; none where that is not known."""
         if self.solution is None or not self.phases or self.plan is None:
-            return None
+            return []
         if self.plan.kind == "FixedPoint" and self.fixed is not None:
             rounds = [self.fixed.shares, self.solution.steps]
         elif len(self.phases) == 1:
             rounds = [self.solution.steps]
         else:
             rounds = [1, self.solution.steps, 1]
-        return predicted([replace(p, rounds=n) for p, n in zip(self.phases, rounds, strict=True)], devices, self.device)
+        return [replace(p, rounds=n) for p, n in zip(self.phases, rounds, strict=True)]
 
     def missed(self, error: NotSolved) -> None:
         """Takes note of a call that the plan did not solve. After a few in a row the next call makes a new plan (training

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,14 @@ class BlockSolution:
 
 @dataclass(frozen=True)
 class Solution:
-    """The last call: its blocks in program order, or why the original ran instead."""
+    """The last call: its blocks in program order, or why the original ran instead. The `seconds` of a first call are those of
+    recording, compiling and choosing, too.
+    """
 
     blocks: tuple[BlockSolution, ...]
     seconds: float
     fallback: str | None = None
+    first: bool = False
 
     def __str__(self) -> str:
         if self.fallback is not None:
@@ -62,25 +60,3 @@ class Solution:
 
 class NotSolved(Exception):
     """Internal: a block did not reach its certificate in the sweeps that pay; the caller completes it in order."""
-
-
-Iterates = dict[int, list[torch.Tensor]]
-WANTED: ContextVar[tuple[Container[int], Iterates] | None] = ContextVar("iterates that are kept", default=None)
-
-
-@contextmanager
-def keep_iterates(sweeps: Container[int]) -> Iterator[Iterates]:
-    """Inside, fixed-point blocks leave copies of their buffers after the given sweeps: {sweep: buffers}, for pictures."""
-    kept: Iterates = {}
-    token = WANTED.set((sweeps, kept))
-    try:
-        yield kept
-    finally:
-        WANTED.reset(token)
-
-
-def note_iterate(sweep: int, buffers: Sequence[torch.Tensor]) -> None:
-    """Keeps the buffers after a sweep, if somebody asked for it."""
-    wanted = WANTED.get()
-    if wanted is not None and sweep in wanted[0]:
-        wanted[1][sweep] = [b.clone() for b in buffers]

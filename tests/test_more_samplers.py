@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxsolve
 from examples.samplers.models import PixelCNN
 from fxsolve.choice import quick_enough
-from fxsolve.solution import keep_iterates
+from fxsolve.iterates import keep_iterates
 
 from .test_samplers import assert_collapsed, assert_not_collapsed, check
 
@@ -140,14 +140,15 @@ def test_iterates_are_kept_on_demand() -> None:
     model = Colours()
     compiled = check(model.in_turn, 2, solver=fxsolve.Jacobi(), exactness="rounding")
     torch.manual_seed(4)
-    with keep_iterates((1, 3, 1000)) as kept, torch.no_grad():
+    with keep_iterates() as notes, torch.no_grad():
         final = compiled(2)
     (block,) = compiled.solution.blocks
-    assert set(kept) == {1, 3} and block.sweeps > 3
+    (iterates,) = notes.blocks.values()
+    assert [i.steps for i in iterates] == list(range(1, block.sweeps + 1)) and block.sweeps > 3
     done = block.frontier[2]
-    rows = kept[3][0].permute(0, 2, 3, 1).reshape(2, -1)
+    rows = iterates[2].state[0].permute(0, 2, 3, 1).reshape(2, -1)
     assert torch.equal(rows[:, :done], final.permute(0, 2, 3, 1).reshape(2, -1)[:, :done])
-    assert not torch.equal(kept[1][0], final)
+    assert not torch.equal(iterates[0].state[0], final)
 
 
 class Runner:

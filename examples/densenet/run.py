@@ -20,7 +20,7 @@ from examples.densenet.data import digits, photographs
 from examples.densenet.model import cifar
 from examples.densenet.weights import trained, untrained
 from examples.report import interleaved, medians
-from fxsolve.solution import keep_iterates
+from fxsolve import visualize
 
 OUT = Path(__file__).parent / "out"
 DEVICES = (1, 4, 16, 1000)
@@ -53,10 +53,9 @@ def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: st
     best, largest = expected.topk(5).indices, expected.abs().max()
     swept(images)
     assert torch.equal(fast(images), expected), f"{name}: the chosen schedule gives other bits"
-    with keep_iterates(range(10_000)) as kept:
-        ours = swept(images)
+    ours = swept(images)
     (block,) = swept.solution.blocks
-    scores = [kept[k][-1] for k in range(1, block.sweeps + 1)]
+    scores = [iterate.state[-1] for iterate in visualize.record(swept, images).block().iterates]
     assert (ours - expected).abs().max() <= 1e-4 * largest, f"{name}: the scores differ"
     distances = tuple(((s - expected).abs().max() / largest).item() for s in scores)
     right = tuple(torch.equal(s.topk(5).indices, best) for s in scores)
@@ -99,23 +98,15 @@ def tables(found: list[Found]) -> None:
 
 def picture(found: list[Found], path: Path) -> None:
     """The distance from eager's scores after each sweep; a dot from where on the best five are right."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for f in found:
-        sweeps = range(1, len(f.distances) + 1)
-        (line,) = axis.semilogy(sweeps, [max(d, 1e-9) for d in f.distances], label=f"{f.name}, {f.layers} layers")
-        axis.plot(f.to_top5, max(f.distances[f.to_top5 - 1], 1e-9), "o", color=line.get_color())
-        axis.axvline(f.layers, color=line.get_color(), linestyle=":", linewidth=0.8)
-    axis.set_xlabel("Jacobi sweeps (dots: the best five scores are right; dotted: the number of layers)")
-    axis.set_ylabel("distance from eager's scores, relative")
-    axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with visualize.drawn(path, 4.2) as (_, ((axis,),)):
+        for f in found:
+            sweeps = range(1, len(f.distances) + 1)
+            (line,) = axis.semilogy(sweeps, [max(d, 1e-9) for d in f.distances], label=f"{f.name}, {f.layers} layers")
+            axis.plot(f.to_top5, max(f.distances[f.to_top5 - 1], 1e-9), "o", color=line.get_color())
+            axis.axvline(f.layers, color=line.get_color(), linestyle=":", linewidth=0.8)
+        axis.set_xlabel("Jacobi sweeps (dots: the best five scores are right; dotted: the number of layers)")
+        axis.set_ylabel("distance from eager's scores, relative")
+        axis.legend()
 
 
 def networks(small: bool) -> Iterator[tuple[str, nn.Module, Tensor]]:

@@ -16,6 +16,7 @@ import fxsolve
 from examples.made.model import MADE
 from examples.made.train import OUT, trained
 from examples.report import SEED, Row, interleaved, medians, once, print_table, row
+from fxsolve import visualize
 
 
 def seeded(sample: Callable[[int], Tensor], n: int) -> Tensor:
@@ -37,26 +38,18 @@ def compare(model: MADE, fast, n: int, device: str) -> tuple[Row, Tensor]:
 
 def picture(images: Tensor, frontiers: dict[int, tuple[int, ...]], side: int, path: Path) -> None:
     """Left: samples. Right: how many pixels are final after each sweep."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    framed = torch.nn.functional.pad(images[:16].view(4, 4, side, side), (1, 1, 1, 1), value=-1.0)
-    tiles = framed.transpose(1, 2).reshape(4 * (side + 2), 4 * (side + 2))
-    left.imshow(tiles.clamp(-1, 1).cpu(), cmap="gray")
-    left.set(title="samples", xticks=[], yticks=[])
-    for n, frontier in frontiers.items():
-        steps = [0, *frontier]
-        right.plot(range(len(steps)), steps, marker=".", label=f"fxsolve, batch {n}")
-    longest = max((len(frontier) for frontier in frontiers.values()), default=1)
-    right.plot(range(longest + 1), range(longest + 1), color="gray", label="pixel by pixel")
-    right.set(xlabel="sweeps (passes of the network)", ylabel="final pixels", title="frontier")
-    right.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with visualize.drawn(path, 5, 1, 2, width=12) as (_, ((left, right),)):
+        framed = torch.nn.functional.pad(images[:16].view(4, 4, side, side), (1, 1, 1, 1), value=-1.0)
+        tiles = framed.transpose(1, 2).reshape(4 * (side + 2), 4 * (side + 2))
+        left.imshow(tiles.clamp(-1, 1).cpu(), cmap="gray")
+        left.set(title="samples", xticks=[], yticks=[])
+        for n, frontier in frontiers.items():
+            steps = [0, *frontier]
+            right.plot(range(len(steps)), steps, marker=".", label=f"fxsolve, batch {n}")
+        longest = max((len(frontier) for frontier in frontiers.values()), default=1)
+        right.plot(range(longest + 1), range(longest + 1), color="gray", label="pixel by pixel")
+        right.set(xlabel="sweeps (passes of the network)", ylabel="final pixels", title="frontier")
+        right.legend()
 
 
 def main() -> None:
@@ -80,7 +73,14 @@ def main() -> None:
     print_table(f"sampling {side}x{side} digits pixel by pixel; all samples are equal bit for bit", rows)
     path = OUT / ("small.png" if options.small else "made.png")
     picture(images, frontiers, side, path)
-    print(f"picture: {path}")
+    seen = visualize.record(fast, 16)
+    made = [
+        path,
+        visualize.heat_map(seen, path.with_stem(f"{path.stem}-sweeps")),
+        visualize.images(seen, path.with_stem(f"{path.stem}-images"), shape=(side, side), samples=range(3), span=(-1, 1)),
+    ]
+    for each in made:
+        print(f"picture: {each}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from torch import Tensor
 import fxsolve
 from examples.pixelcnnpp.weights import trained
 from examples.report import SEED, Row, interleaved, medians, once, print_table, row
-from fxsolve.solution import keep_iterates
+from fxsolve import visualize
 
 OUT = Path(__file__).parent / "out"
-SHOWN = (1, 10, 50, 100, 200, 400)  # sweeps after which the picture shows the image
 
 
 def seeded(sample: Callable[[int], Tensor], n: int) -> Tensor:
@@ -27,43 +26,20 @@ def seeded(sample: Callable[[int], Tensor], n: int) -> Tensor:
     return sample(n)
 
 
-def compare(name: str, sample: Callable[[int], Tensor], n: int, device: str) -> tuple[Row, Tensor, dict[int, Tensor]]:
-    """Draw n samples eagerly and compiled, in turns; they must be equal bit for bit. Also the images on the way."""
+def compare(name: str, sample: Callable[[int], Tensor], n: int, device: str) -> tuple[Row, visualize.Record]:
+    """Draw n samples eagerly and compiled, in turns; they must be equal bit for bit. Also the samples' way there."""
     fast = fxsolve.compile(sample)
     first = once(lambda: fast(n), device)
-    with keep_iterates(SHOWN) as kept:
-        images = seeded(fast, n)
+    images = seeded(fast, n)
     expected: list[Tensor] = []
     variants = {"eager": lambda: expected.append(sample(n)), "fast": lambda: fast(n)}
     seconds = medians(interleaved(variants, 1, device))
     assert torch.equal(images, expected[0]), f"{name}, batch {n}: the samples differ"
     print(f"{name}, batch {n}: first call {first:.1f} s, eager {seconds['eager']:.2f} s, fxsolve {seconds['fast']:.2f} s")
     difference = (images - expected[0]).abs().max().item()
-    on_the_way = {sweep: buffers[0] for sweep, buffers in kept.items()}
-    return row(f"{name}, batch {n}", fast.solution, seconds["eager"], seconds["fast"], difference), images, on_the_way
-
-
-def picture(images: dict[str, Tensor], on_the_way: dict[int, Tensor], path: Path) -> None:
-    """Above: samples. Below: the first one after so many sweeps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = [(f"{name}, sample {k + 1}", image) for name, batch in images.items() for k, image in enumerate(batch[:4])]
-    name, last = next(iter(images.items()))
-    ways = [(f"after {sweep} sweeps", batch[0]) for sweep, batch in on_the_way.items()] + [(f"{name}, final", last[0])]
-    columns = max(len(rows), len(ways))
-    figure, axes = plt.subplots(2, columns, figsize=(1.6 * columns, 4.2), layout="constrained", squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for line, shown in zip(axes, (rows, ways)):
-        for axis, (title, image) in zip(line, shown):
-            axis.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).cpu(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    line = row(f"{name}, batch {n}", fast.solution, seconds["eager"], seconds["fast"], difference)
+    torch.manual_seed(SEED)
+    return line, visualize.record(fast, n)
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
@@ -85,23 +61,20 @@ def main() -> None:
     options = parser.parse_args()
 
     lines: list[Row] = []
-    shown: dict[str, dict[str, Tensor]] = {}
-    ways: dict[str, dict[int, Tensor]] = {}
     for kind, output, batch in jobs(options):
         model = trained(kind).to(options.device)
         if options.small:
             model.side = 12
         sample = model.sample if output == "continuous" else model.sample_8bit
-        line, images, on_the_way = compare(f"{kind}, {output}", sample, batch, options.device)
+        line, seen = compare(f"{kind}, {output}", sample, batch, options.device)
         lines.append(line)
-        shown.setdefault(kind, {})[output] = images
-        if output == "continuous":
-            ways[kind] = on_the_way
+        name = f"{'small-' if options.small else ''}{kind}-{output}"
+        for picture in (
+            visualize.images(seen, OUT / f"{name}.png", samples=range(min(batch, 4)), span=(-1, 1)),
+            visualize.heat_map(seen, OUT / f"{name}-sweeps.png"),
+        ):
+            print(f"picture: {picture}")
     print_table("PixelCNN++, pixel by pixel; all samples are equal bit for bit", lines)
-    for kind, images in shown.items():
-        path = OUT / f"{'small-' if options.small else ''}{kind}.png"
-        picture(images, ways[kind], path)
-        print(f"picture: {path}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import fxsolve
 from examples.report import Row, interleaved, medians, once, print_table, row
 from examples.rnn.models import CharModel, build
 from examples.rnn.text import Text
+from fxsolve import visualize
 
 OUT = Path(__file__).parent / "out"
 
@@ -50,28 +51,20 @@ def compare(name: str, model: CharModel, reads: torch.Tensor, rounds: int, devic
 
 def picture(blocks: dict[str, list], losses: dict[str, list[float]], path: Path) -> None:
     """Left: how many equations are final after each sweep. Right: the loss while training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    for name, solved in blocks.items():
-        if solved:
-            frontier = [0, *solved[0].frontier]
-            left.plot(range(len(frontier)), frontier, marker="o", label=f"{name} ({solved[0].solver})")
-    left.set(xlabel="sweeps", ylabel="final equations", title="frontier of the first block")
-    for name, values in losses.items():
-        window = max(1, len(values) // 50)
-        smooth = torch.tensor(values).unfold(0, window, 1).mean(1)
-        right.plot(smooth, label=name)
-    right.set(xlabel="batches", ylabel="nats per character", title="training")
-    left.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(fontsize="small", loc="lower right")
-    right.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with visualize.drawn(path, 5, 1, 2, width=13) as (_, ((left, right),)):
+        for name, solved in blocks.items():
+            if solved:
+                frontier = [0, *solved[0].frontier]
+                left.plot(range(len(frontier)), frontier, marker="o", label=f"{name} ({solved[0].solver})")
+        left.set(xlabel="sweeps", ylabel="final equations", title="frontier of the first block")
+        for name, values in losses.items():
+            window = max(1, len(values) // 50)
+            smooth = torch.tensor(values).unfold(0, window, 1).mean(1)
+            right.plot(smooth, label=name)
+        right.set(xlabel="batches", ylabel="nats per character", title="training")
+        left.xaxis.get_major_locator().set_params(integer=True)
+        left.legend(fontsize="small", loc="lower right")
+        right.legend(fontsize="small")
 
 
 def main() -> None:

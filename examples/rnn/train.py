@@ -26,6 +26,7 @@ from examples.made.train import digits
 from examples.report import SEED
 from examples.rnn.models import CharModel, LSTMLoop, PixelRNN
 from examples.rnn.text import Text
+from fxsolve import visualize
 
 OUT = Path(__file__).parent / "out"
 
@@ -137,22 +138,14 @@ def compare(setting: Setting, steps: int, device: str, table: Table) -> dict[str
 
 def picture(found: dict[str, dict[str, Curve]], path: Path) -> None:
     """The loss against wall-clock time, one panel a setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), layout="constrained", squeeze=False)
-    for axis, (name, curves) in zip(axes[0], found.items()):
-        for label, curve in curves.items():
-            window = max(1, len(curve.losses) // 25)
-            smooth = torch.tensor(curve.losses).unfold(0, window, 1).mean(1)
-            axis.plot(curve.seconds[window - 1 :], smooth, label=label)
-        axis.set(title=name, xlabel="seconds", ylabel="loss")
-        axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with visualize.drawn(path, 4.5, 1, len(found), width=6 * len(found)) as (_, axes):
+        for axis, (name, curves) in zip(axes[0], found.items()):
+            for label, curve in curves.items():
+                window = max(1, len(curve.losses) // 25)
+                smooth = torch.tensor(curve.losses).unfold(0, window, 1).mean(1)
+                axis.plot(curve.seconds[window - 1 :], smooth, label=label)
+            axis.set(title=name, xlabel="seconds", ylabel="loss")
+            axis.legend()
 
 
 def main() -> None:
