@@ -1,9 +1,17 @@
 """fxsolve: makes sequential PyTorch programs parallel without changing what they compute."""
 
-from fxsolve.api import compile
-from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
-from fxsolve.solution import BlockSolution, Solution
-from fxsolve.solvers import GaussSeidel, GSJacobi, Jacobi, JacobiGS
+import gc
+
+collecting = gc.isenabled()
+gc.disable()  # a collection would go through all objects of torch, which takes as long as these imports
+try:
+    from fxsolve.api import compile
+    from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError, VerificationError
+    from fxsolve.solution import BlockSolution, Solution
+    from fxsolve.solvers import GaussSeidel, GSJacobi, Jacobi, JacobiGS
+finally:
+    if collecting:
+        gc.enable()
 
 __all__ = [
     "BlockSolution",

@@ -104,10 +104,13 @@ class Compiled:
         executable = None if entry is None else entry.executable or entry.rejected
         return "# not compiled" if executable is None else executable.source()
 
-    def draw(self, path: str | os.PathLike[str]) -> Path:
+    def draw(self, path: str | os.PathLike[str], *, unfold: int = 0) -> Path:
         """Draws the last call's program and its equation blocks as .svg, .png, .pdf or .dot; returns the path.
 
-        Raises FxsolveError before the first call, where nothing was compiled, and where graphviz' `dot` is missing.
+        A block's equations are folded into one; with `unfold`, so many of them are drawn one after another.
+
+        Raises FxsolveError before the first call, where nothing was compiled, and where graphviz' `dot` is missing (the .dot
+        text is written all the same); ValueError for an `unfold` that is no count.
         """
         from fxsolve.visualize import draw
 
@@ -115,7 +118,7 @@ class Compiled:
         executable = entry.executable or entry.rejected
         if executable is None:
             raise FxsolveError(f"there is nothing to draw: {entry.choice}")
-        return draw(executable, path)
+        return draw(executable, path, unfold=unfold)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Writes one HTML page on the last call: certificate, plan, convergence, graph, source; returns the path.

@@ -19,6 +19,7 @@ from fxsolve.arguments import copied, copied_from, generator_states, set_generat
 from fxsolve.capture import Recording, no_garbage_collection, record, recording
 from fxsolve.chain import ChainRunner
 from fxsolve.choice import TRIALS, in_order, quick_enough, race
+from fxsolve.clock import Clock
 from fxsolve.codegen import Executable
 from fxsolve.drift import Drift
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError
@@ -206,7 +207,7 @@ class Compiler:
         guards = Guards.collect(self.fn, args, kwargs)
         before = generator_states(flat)
         recording = record(self.fn, args, kwargs, guards.tensors())
-        clock("record")
+        clock("record", recording)
         changed = guards.changes()
         if changed:
             guards = Guards.collect(self.fn, args, kwargs).without(changed)
@@ -231,7 +232,7 @@ class Compiler:
                 grown, loops = self.loops(tape, clock)
                 program = lower_to_program(grown.tape if isinstance(grown, Padded) else tape, loops, clock)
                 program = program if trains else chain(program)
-            clock("chain")
+            clock("chain", program)
             executable = self.scheduled(program, isinstance(grown, Padded), trains)
             entry.timings = timings
             if not executable.runners:
@@ -248,7 +249,7 @@ class Compiler:
             leaves = trial_inputs(executable, recording, flat)
             set_generator_states(before)
             values = self.first_values(executable, leaves, before)
-            clock("decide")
+            clock("decide", executable)
             same_generators(after)
             executable.settle_outputs(values, leaves, tensors_of(recording.result))
             if self.options.verify != "never" and not in_order(executable):
@@ -258,7 +259,7 @@ class Compiler:
             if isinstance(grown, Padded):
                 self.set_slack(grown, tape, executable, leaves)
             self.choose(entry, executable, leaves, FirstCall(args, kwargs, before, recording))
-            clock("time")
+            clock("time", entry.choice)
             if kept is None or any(r.known is None for r in executable.runners.values()):
                 self.keep(entry, executable)
             if entry.executable is None and isinstance(grown, str):
@@ -288,15 +289,15 @@ class Compiler:
         grown = growth(tape)
         if isinstance(grown, Padded) and self.options.exactness == "bitwise":
             grown = f"a tensor is lengthened by cat at {grown.source}; a buffer of the final length would round differently"
-        clock("growth")
+        clock("growth", grown)
         if isinstance(grown, Padded):
             loops = [loop for loop in roll(grown.tape) if loop.count >= len(grown.steps) - 1]
             if len(loops) == 1:  # what else repeats, the layers of the last step say, stays as it is
-                clock("roll")
+                clock("roll", loops)
                 return grown, loops
             grown = f"a tensor is lengthened by cat at {grown.source}, and its steps do not repeat in another way"
         loops = roll(tape)
-        clock("roll")
+        clock("roll", loops)
         return grown, loops
 
     def set_slack(self, grown: Padded, tape: Tape, executable: Executable, leaves: Sequence[torch.Tensor]) -> None:
@@ -482,24 +483,24 @@ class Compiler:
 def clean_tape(recording: Recording, clock: Clock) -> Tape:
     """The passes over a recorded tape, in order."""
     tape = functionalize(recording.tape)
-    clock("functionalize")
+    clock("functionalize", tape)
     tape = clean(tape)
-    clock("clean")
+    clock("clean", tape)
     return tape
 
 
 def lower_to_program(tape: Tape, loops: Sequence[Loop], clock: Clock) -> Program:
     """Tape and its loops --> program: the passes, in order."""
     program = build(tape, loops)
-    clock("build")
+    clock("build", program)
     program = hoist_invariants(program)
-    clock("hoist invariants")
+    clock("hoist invariants", program)
     program = settle(program)
-    clock("settle")
+    clock("settle", program)
     program = outputs_from_buffers(program)
-    clock("slots")
+    clock("slots", program)
     program = hoist_noise(program)
-    clock("hoist noise")
+    clock("hoist noise", program)
     return program
 
 
@@ -528,18 +529,6 @@ def untrainable(recording: Recording) -> str | None:
     if recording.before:
         return "the result requires gradients, and the call writes into its inputs"
     return None
-
-
-class Clock:
-    """Writes down the seconds since the last mark."""
-
-    def __init__(self, timings: dict[str, float]) -> None:
-        self.timings, self.mark = timings, time.perf_counter()
-
-    def __call__(self, name: str) -> None:
-        now = time.perf_counter()
-        self.timings[name] = now - self.mark
-        self.mark = now
 
 
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))

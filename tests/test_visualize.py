@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -95,58 +92,12 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_core_does_not_import_visualize() -> None:
-    code = "import sys, fxsolve; assert not {'fxsolve.visualize', 'graphviz'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_dot_text_has_clusters_and_carried_edges(compiled, tmp_path: Path) -> None:
-    text = compiled.draw(tmp_path / "graph.dot").read_text()
-    assert "subgraph cluster_block0" in text
-    solution = compiled.solution.blocks[0]
-    for said in (solution.kind, f"{solution.equations} equations", solution.solver, "test_visualize.py:"):
-        assert said in text
-    (state,) = re.findall(r'(n\d+) \[label="state s0', text)
-    assert len(re.findall(rf"n\d+ -> {state} \[.*style=dashed", text)) == 1
-    assert "weight" in text  # leaves by name
-
-
-def test_noise_is_drawn_before_its_block(tmp_path: Path) -> None:
-    text = sampler().draw(tmp_path / "graph.dot").read_text()
-    (draws,) = re.findall(r'(n\d+) \[label="8 draws: uniform', text)
-    (row,) = re.findall(r'(n\d+) \[label="row t of x0', text)
-    assert f"{draws} -> {row}" in text
-    assert 'label="write slot t' in text
-
-
-@pytest.mark.skipif(shutil.which("dot") is None, reason="graphviz' dot is not installed")
-@pytest.mark.parametrize("suffix, start", [(".svg", b"<svg"), (".png", b"\x89PNG"), (".pdf", b"%PDF")])
-def test_pictures(suffix: str, start: bytes, compiled, tmp_path: Path) -> None:
-    drawn = compiled.draw(tmp_path / f"graph{suffix}").read_bytes()
-    assert drawn.startswith(start)
-    if suffix == ".svg":
-        assert b"test_visualize.py:" in drawn
-        assert b"<title>n1</title>" not in drawn
-
-
-def without_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_without_dot(compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*args, **kwargs):
         raise graphviz.ExecutableNotFound(["dot"])
 
     monkeypatch.setattr(graphviz.Digraph, "pipe", missing)
-
-
-def test_without_dot_the_text_is_written(compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_dot(monkeypatch)
-    with pytest.raises(fxsolve.FxsolveError, match="apt install graphviz"):
-        compiled.draw(tmp_path / "graph.svg")
-    assert "cluster_block0" in (tmp_path / "graph.dot").read_text()
     assert "apt install graphviz" in compiled.report(tmp_path / "report.html").read_text()
-
-
-def test_other_suffixes_are_errors(compiled, tmp_path: Path) -> None:
-    with pytest.raises(fxsolve.FxsolveError, match="must end in"):
-        compiled.draw(tmp_path / "graph.bmp")
 
 
 def test_report(compiled, tmp_path: Path) -> None:

@@ -11,6 +11,21 @@ from fxsolve.visualize.graph import draw
 from fxsolve.visualize.heat_svg import heat_svg
 from fxsolve.visualize.record import Record, record
 from fxsolve.visualize.report import report
+from fxsolve.visualize.stages import passes, watch_passes
 from fxsolve.visualize.timeline import timeline
 
-__all__ = ["Record", "compare", "dependence", "draw", "drawn", "heat_map", "heat_svg", "images", "record", "report", "timeline"]
+__all__ = [
+    "Record",
+    "compare",
+    "dependence",
+    "draw",
+    "drawn",
+    "heat_map",
+    "heat_svg",
+    "images",
+    "passes",
+    "record",
+    "report",
+    "timeline",
+    "watch_passes",
+]
