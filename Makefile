@@ -2,6 +2,7 @@
 # make test   lint, types, tests, and all examples in small
 # make bench  every benchmark on DEVICE (cpu or cuda); ARGS is passed on, e.g. ARGS="--only made"
 # make lint   ruff and pyright
+# make docs   the documentation, into build/site; a warning is an error
 #
 # A virtual environment in .venv is made on first use. PY=python3 uses an installed Python as it is instead, with
 # fxsolve, torch and what the target needs already in it.
@@ -18,7 +19,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 endif
 
-.PHONY: demo test bench lint
+.PHONY: demo test bench lint docs
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -29,7 +30,7 @@ demo: $(STAMP)
 	$(PY) -m examples.flows.run
 	$(PY) -m examples.pixelcnnpp.run
 
-test: lint
+test: lint docs
 	$(PY) -m pytest
 	$(PY) -m examples.rnn.run --small
 	$(PY) -m examples.rnn.train --small
@@ -41,6 +42,9 @@ test: lint
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.run --device $(DEVICE) $(ARGS)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lint: $(STAMP)
 	$(PY) -m ruff check

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fxsolve
+from examples.bar import bar
 
 SEED = 7
 ROUND = 0.02  # seconds
@@ -44,8 +45,10 @@ def interleaved(
     that one drove out of the caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
+    turns = [(name, run) for _ in range(rounds) for name, run in variants.items()]
+    with bar("timing", len(turns)) as move:
+        for done, (name, run) in enumerate(turns):
+            move(done, f"timing {name}")
             taken = [once(run, device)]
             while sum(taken) < ROUND:
                 taken.append(once(run, device))

@@ -34,17 +34,23 @@ def compile(
 ) -> Any:
     """A callable that computes what `fn` computes, with its sequential parts solved in parallel.
 
-    fn: an `nn.Module`, a function or a bound method (`model.sample`).
-    solver: "auto", a solver for every block, or a dict from block names (as `explain` gives them) to solvers.
-    exactness: "auto" (fixed points bitwise, recurrences to rounding), "bitwise" or "rounding" for all blocks.
-    verify: compare with the original on the "first" call of each kind, "always", or "never".
-    fallback: whether what cannot be compiled runs as the original with one FallbackWarning; if False, CaptureError.
-    example_inputs: positional arguments to compile for right away, instead of at the first call.
-    plans: a JSON file that keeps what first calls found quickest, so that other processes need not try again (not for calls
-        with gradients). It is made if it is not there. Whatever it says, results are proved and checked as ever.
+    Args:
+        fn: an `nn.Module`, a function or a bound method (`model.sample`).
+        solver: "auto", a solver for every block, or a dict from block names (as `explain` gives them) to solvers.
+        exactness: "auto" (fixed points bitwise, recurrences to rounding), "bitwise" or "rounding" for all blocks.
+        verify: compare with the original on the "first" call of each kind, "always", or "never".
+        fallback: whether what cannot be compiled runs as the original with one FallbackWarning; if False, CaptureError.
+        example_inputs: positional arguments to compile for right away, instead of at the first call.
+        plans: a JSON file that keeps what first calls found quickest, so that other processes need not try again (not for
+            calls with gradients). It is made if it is not there. Whatever it says, results are proved and checked as ever.
 
-    Raises TypeError for a thing that cannot be called and for unknown keywords, ValueError for other values than these, and
-    FxsolveError for a file of plans that is something else.
+    Returns:
+        A `Compiled` callable: of an `nn.Module` a module, else a function.
+
+    Raises:
+        TypeError: for a thing that cannot be called, and for unknown keywords.
+        ValueError: for other values than these.
+        FxsolveError: for a file of plans that is something else.
     """
     if unknown:
         known = "solver, exactness, verify, fallback, example_inputs, plans"

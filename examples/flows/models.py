@@ -11,6 +11,7 @@ import torch
 import zuko
 from torch import Tensor, nn
 
+from examples.bar import bar
 from examples.made.train import digits
 
 OUT = Path(__file__).parent / "out"
@@ -55,13 +56,15 @@ def train(flow: nn.Module, seconds: float) -> float:
     nats = nats_of(flow)
     optimizer = torch.optim.AdamW(flow.parameters(), lr=1e-3, weight_decay=0.01)
     start = time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - spent / seconds)
-        for batch in torch.randperm(len(seen)).split(100):
-            optimizer.zero_grad()
-            nats(dequantised(seen[batch])).backward()
-            nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
-            optimizer.step()
+    with bar(f"training {type(flow).__name__}", seconds) as move:
+        while (spent := time.perf_counter() - start) < seconds:
+            move(spent)
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - spent / seconds)
+            for batch in torch.randperm(len(seen)).split(100):
+                optimizer.zero_grad()
+                nats(dequantised(seen[batch])).backward()
+                nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
+                optimizer.step()
     with torch.no_grad():
         return nats(dequantised(held_out)).item()
 

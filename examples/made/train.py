@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress, TimeElapsedColumn
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
+from examples.bar import bar
 from examples.made.model import MADE
 
 OUT = Path(__file__).parent / "out"
@@ -52,8 +52,7 @@ def train(model: MADE, side: int, seconds: float) -> list[float]:
     history: list[float] = []
     best, best_epoch, halvings = copy.deepcopy(model.state_dict()), 0, 0
     start = time.perf_counter()
-    with Progress(*Progress.get_default_columns()[:2], TimeElapsedColumn(), transient=True) as progress:
-        task = progress.add_task("training", total=seconds)
+    with bar("training MADE", seconds) as move:
         while time.perf_counter() - start < seconds and halvings < 4:
             for batch in torch.randperm(len(seen)).split(100):
                 loss = -model.log_prob(dequantised(seen[batch])).mean()
@@ -67,7 +66,7 @@ def train(model: MADE, side: int, seconds: float) -> list[float]:
             elif len(history) - best_epoch >= 8:
                 halvings, best_epoch = halvings + 1, len(history)
                 optimizer.param_groups[0]["lr"] /= 2
-            progress.update(task, completed=time.perf_counter() - start, description=f"{history[-1]:.0f} nats")
+            move(time.perf_counter() - start, f"training MADE, {history[-1]:.0f} nats")
     model.load_state_dict(best)
     return history
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import fxsolve
+from examples.bar import bar
 from examples.report import Row, interleaved, medians, once, print_table, row
 from examples.rnn.models import CharModel, build
 from examples.rnn.text import Text
@@ -26,14 +27,16 @@ def train(model: CharModel, text: Text, batches: int, seconds: float, fill_in: b
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     end = time.perf_counter() + seconds
-    while len(losses) < batches and time.perf_counter() < end:
-        reads, says = (part.to(device) for part in text.batch(32, 64, fill_in))
-        loss = nn.functional.cross_entropy(model(reads).flatten(0, 1), says.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+    with bar("training", batches) as move:
+        while len(losses) < batches and time.perf_counter() < end:
+            reads, says = (part.to(device) for part in text.batch(32, 64, fill_in))
+            loss = nn.functional.cross_entropy(model(reads).flatten(0, 1), says.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+            move(len(losses), f"training, {losses[-1]:.2f} nats")
     return losses
 
 

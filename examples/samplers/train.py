@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from examples.bar import bar
 from examples.made.train import NOISE
 from examples.pixelcnnpp.data import photographs
 from examples.rnn.text import Text
@@ -103,15 +104,17 @@ def train(task: Task, seconds: float) -> float:
     """Train for so many seconds; returns the mean loss of the last tenth of them."""
     optimizer = torch.optim.AdamW(task.network.parameters(), lr=2e-3, weight_decay=0.01)
     start, last = time.perf_counter(), []
-    while (part := (time.perf_counter() - start) / seconds) < 1:
-        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - part)
-        loss = task.loss()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(task.network.parameters(), 1.0)
-        optimizer.step()
-        if part > 0.9:
-            last.append(loss.item())
+    with bar(f"training {type(task.network).__name__}", 1.0) as move:
+        while (part := (time.perf_counter() - start) / seconds) < 1:
+            move(part)
+            optimizer.param_groups[0]["lr"] = 2e-3 * (1 - part)
+            loss = task.loss()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(task.network.parameters(), 1.0)
+            optimizer.step()
+            if part > 0.9:
+                last.append(loss.item())
     return sum(last) / max(len(last), 1)
 
 
