@@ -12,6 +12,7 @@ DEVICE ?= cpu
 # pyproject.toml's package-dir map, said again in links for pyright, which does not read the map
 TYPES := build/types/fxsolve
 VENV := .venv
+REPORTS := $(patsubst %,examples/%/out/report.html,rnn made densenet flows pixelcnnpp)
 ifdef PY
 STAMP :=
 else
@@ -29,6 +30,8 @@ demo: $(STAMP)
 	$(PY) -m examples.densenet.run
 	$(PY) -m examples.flows.run
 	$(PY) -m examples.pixelcnnpp.run
+	@echo "what was compiled, and how it was solved, one page a system:"
+	@ls -1 $(REPORTS)
 
 test: lint docs
 	$(PY) -m pytest

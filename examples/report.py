@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -87,8 +89,12 @@ def row(model: str, solution, eager: float, fast: float, difference: float) -> R
     return Row(model, steps, sweeps, eager, fast, certificate, difference)
 
 
-def compared(name: str, program: Callable, arguments: tuple, rounds: int, device: str) -> tuple[Row, Sequence[torch.Tensor]]:
-    """A sampler eager and compiled in turns from the same seed, equal bit for bit: the table's line, and its results."""
+def compared(
+    name: str, program: Callable, arguments: tuple, rounds: int, device: str
+) -> tuple[Row, Sequence[torch.Tensor], Any]:
+    """A sampler eager and compiled in turns from the same seed, equal bit for bit: the table's line, its results, and what it
+    was compiled to.
+    """
     fast = fxsolve.compile(program)
     first = once(lambda: fast(*arguments), device)
     results = []
@@ -101,7 +107,13 @@ def compared(name: str, program: Callable, arguments: tuple, rounds: int, device
     seconds = medians(interleaved({"eager": lambda: program(*arguments), "fast": lambda: fast(*arguments)}, rounds, device))
     print(f"{name}: first call {first:.1f} s, eager {seconds['eager']:.3f} s, fxsolve {seconds['fast']:.3f} s")
     difference = (ours[0] - theirs[0]).abs().max().item()
-    return row(name, fast.solution, seconds["eager"], seconds["fast"], difference), ours
+    return row(name, fast.solution, seconds["eager"], seconds["fast"], difference), ours, fast
+
+
+def write_report(fast: Any, folder: Path, small: bool) -> None:
+    """One HTML page on the last call of a compiled callable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"report: {fast.report(folder / ('small-report.html' if small else 'report.html'))}")
 
 
 def print_table(title: str, rows: Iterable[Row]) -> None:

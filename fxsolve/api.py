@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fxsolve.compiler import Compiler, Entry, Options
+from fxsolve.compiler import Compiler, Options
 from fxsolve.errors import FxsolveError
 from fxsolve.plan_file import PlanFile
 from fxsolve.solution import Solution
@@ -120,29 +120,28 @@ class Compiled:
         """
         from fxsolve.visualize import draw
 
-        entry = self._called("draw")
+        entry = self._compiler.last
+        if entry is None:
+            raise FxsolveError("there is nothing to draw yet: call it once first, the plan is made at the first call")
         executable = entry.executable or entry.rejected
         if executable is None:
             raise FxsolveError(f"there is nothing to draw: {entry.choice}")
         return draw(executable, path, unfold=unfold)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
-        """Writes one HTML page on the last call: certificate, plan, convergence, graph, source; returns the path.
-
-        Raises FxsolveError before the first call.
+        """Writes one HTML page on the last call: certificate, graph, schedule, convergence, source, environment; returns the
+        path. Before the first call the page says so.
         """
-        from fxsolve.visualize import report
+        from fxsolve.visualize import Told, report
 
-        entry, fn = self._called("report"), self._compiler.fn
-        name = getattr(fn, "__qualname__", type(fn).__qualname__)
-        executable = entry.executable or entry.rejected
-        return report(executable, self.solution, path, name=name, explanation=self.explain())
-
-    def _called(self, what: str) -> Entry:
-        entry = self._compiler.last
+        compiler = self._compiler
+        entry, name = compiler.last, getattr(compiler.fn, "__qualname__", type(compiler.fn).__qualname__)
         if entry is None:
-            raise FxsolveError(f"there is nothing to {what} yet: call it once first, the plan is made at the first call")
-        return entry
+            return report(Told(name, self.explain()), path)
+        key = next((key for key, known in compiler.entries.items() if known is entry), None)
+        executable = entry.executable or entry.rejected
+        told = Told(name, self.explain(), executable, self.solution, entry.choice, entry.timings, key)
+        return report(told, path)
 
 
 class CompiledFunction(Compiled):

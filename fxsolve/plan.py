@@ -16,12 +16,13 @@ Tensors = Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A solver that was looked at: what it took, or why it was not tried or does not apply; what the cost model expected."""
+    """A solver that was looked at: what it took, or why it was not tried or does not apply; and what was expected."""
 
     solver: str
     seconds: float | None
     note: str
     expected: float | None = None
+    sweeps: int | None = None
 
 
 @dataclass(frozen=True)

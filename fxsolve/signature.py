@@ -149,3 +149,32 @@ def _argument_name(path: Sequence[Any]) -> str:
     inner = pytree.keystr(tuple(path[2:]))
     key = path[1]
     return f"argument {getattr(key, 'idx', getattr(key, 'key', key))}{inner}"
+
+
+def described(key: Any) -> dict[str, str]:
+    """A signature for people: each argument, then the settings of torch that are part of it."""
+    keys, structure, aliases, state = key
+    grad, inference, *casts, dtype, device, deterministic = state[: -1 - len(PRECISION)]
+    names = [f"argument {i}" for i in range(len(keys))]
+    if structure is not None:
+        places = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(keys))), structure))[0]
+        names = [_argument_name(path) for path, _ in places]
+    said = {name: _described_leaf(leaf) for name, leaf in zip(names, keys, strict=True)}
+    if aliases:
+        said["memory"] = "some arguments share memory"
+    autocast = [f"{name} {kind}" for name, kind in zip(AUTOCAST, casts, strict=True) if kind]
+    settings = [f"gradients {'on' if grad else 'off'}", f"default dtype {dtype}".replace("torch.", "")]
+    settings += ["inference mode"] * bool(inference) + [f"autocast {', '.join(autocast)}"] * bool(autocast)
+    settings += [f"default device {device}"] * (device is not None) + ["deterministic algorithms"] * bool(deterministic)
+    return said | {"settings": ", ".join(settings)}
+
+
+def _described_leaf(leaf: Sequence[Any]) -> str:
+    kind, *rest = leaf
+    if not issubclass(kind, torch.Tensor):
+        value = float.fromhex(rest[0]) if kind is float else rest[0] if len(rest) == 1 else tuple(rest)
+        return f"{kind.__name__} {value!r}"
+    shape, _, dtype, device, requires_grad, *_ = rest
+    text = f"{str(dtype).removeprefix('torch.')}[{','.join(map(str, shape))}] on {device}"
+    name = "" if kind is torch.Tensor else f" ({kind.__name__})"
+    return text + name + ", requires gradients" * requires_grad

@@ -25,12 +25,13 @@ def seconds_of(run: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def typical(run: Callable[[], T], seconds: Callable[[T], float]) -> T:
-    """What the median of several runs gave, by the seconds that each says it took; a first one, if others follow, warms up."""
-    found = [run()]
+    """What the median of several runs gave, by the seconds that each says it took. One before them warms up."""
+    run()
     deadline = time.perf_counter() + ENOUGH
-    while len(found) <= RUNS and time.perf_counter() < deadline:
+    found = [run()]
+    while len(found) < RUNS and time.perf_counter() < deadline:
         found.append(run())
-    found = sorted(found[1:] or found, key=seconds)
+    found = sorted(found, key=seconds)
     return found[len(found) // 2]
 
 

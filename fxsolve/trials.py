@@ -62,6 +62,7 @@ class Trials:
         self.coarse = [b for b in COARSE if SHORTEST * b <= self.length]
         self.refused: dict[Solver, str] = {}
         self.expected: dict[Solver, float] = {}
+        self.sweeps: dict[Solver, int] = {}
         self.seconds: dict[Setting, float] = {}
         self.break_even: BreakEven | None = None
 
@@ -73,8 +74,8 @@ class Trials:
         checks = [GaussSeidel(c) for c in CHECKS if 2 * c <= self.length]
         candidates: list[Solver] = [*map(solver_of, near), *[c for c in checks if self.attempt(c)][:1]]
         if near:
-            step, until_met = self.measured(first, near[-1])
-            candidates = self.promising(candidates, step, until_met)
+            around, step, until_met = self.measured(first, near[-1])
+            candidates = self.promising(candidates, around, step, until_met)
         self.try_out(candidates)
         finalists = sorted(self.seconds, key=self.seconds.__getitem__)[:FINALISTS]
         if not finalists:
@@ -91,7 +92,8 @@ class Trials:
     def attempt(self, solver: Solver) -> bool:
         """Whether a solver reaches its certificate."""
         try:
-            solve(self.lowered, solver, *self.inputs, self.limit(solver))
+            _, figures = solve(self.lowered, solver, *self.inputs, self.limit(solver))
+            self.sweeps[solver] = figures["sweeps"]
             return True
         except NotSolved as error:
             self.refused[solver] = str(error)
@@ -101,15 +103,17 @@ class Trials:
         """The sweeps that it may take: a long memory gets more, where no longer block is left."""
         return SWEEP_LIMIT if [solver.block_of(self.length)] == self.coarse[-1:] else 2
 
-    def measured(self, short: int, long: int) -> tuple[StepCost, float]:
-        """What a step costs, and after how many the second sweep meets the first one."""
-        many, few = (phases(self.lowered, s, *self.inputs, self.limit(s))[1] for s in (solver_of(short), solver_of(long)))
+    def measured(self, short: int, long: int) -> tuple[float, StepCost, float]:
+        """What is done once, before and after all steps; what a step costs; after how many the second sweep meets the first."""
+        before, many, after = phases(self.lowered, solver_of(short), *self.inputs, self.limit(solver_of(short)))
+        few = phases(self.lowered, solver_of(long), *self.inputs, self.limit(solver_of(long)))[1]
         device = next((x.device for values in self.inputs for x in values), torch.device("cpu"))
-        return fitted(many, few, launch_seconds(device)), max(0.0, many.rounds - short - 3 * short // 5)
+        step = fitted(many, few, launch_seconds(device))
+        return before.seconds + after.seconds, step, max(0.0, many.rounds - short - 3 * short // 5)
 
-    def promising(self, candidates: list[Solver], step: StepCost, until_met: float) -> list[Solver]:
+    def promising(self, candidates: list[Solver], around: float, step: StepCost, until_met: float) -> list[Solver]:
         """Those that the cost model expects most of, the best one first."""
-        self.expected = {s: expected_seconds(s, step, self.length, until_met) for s in candidates}
+        self.expected = {s: around + expected_seconds(s, step, self.length, until_met) for s in candidates}
         most = HOPELESS * min(self.expected.values())
         return sorted([s for s in candidates if self.expected[s] <= most], key=self.expected.__getitem__)[:PROMISING]
 
@@ -148,7 +152,7 @@ class Trials:
     def candidates(self) -> tuple[Candidate, ...]:
         """All that were looked at: refused ones, the timed ones, and those that were not worth a trial."""
         timed = [
-            Candidate(f"{s} on {n} thread{'s' * (n > 1)}", seconds, "certified", self.expected.get(s))
+            Candidate(f"{s} on {n} thread{'s' * (n > 1)}", seconds, "certified", self.expected.get(s), self.sweeps[s])
             for (s, n), seconds in self.seconds.items()
         ]
         known = {s for s, _ in self.seconds} | set(self.refused)

@@ -10,12 +10,13 @@ from fxsolve.visualize.figure import drawn
 from fxsolve.visualize.graph import draw
 from fxsolve.visualize.heat_svg import heat_svg
 from fxsolve.visualize.record import Record, record
-from fxsolve.visualize.report import report
+from fxsolve.visualize.report import Told, report
 from fxsolve.visualize.stages import passes, watch_passes
 from fxsolve.visualize.timeline import timeline
 
 __all__ = [
     "Record",
+    "Told",
     "compare",
     "dependence",
     "draw",

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +20,7 @@ import fxsolve
 from examples.densenet.data import digits, photographs
 from examples.densenet.model import cifar
 from examples.densenet.weights import trained, untrained
-from examples.report import interleaved, medians
+from examples.report import interleaved, medians, write_report
 from fxsolve import visualize
 
 OUT = Path(__file__).parent / "out"
@@ -46,8 +47,10 @@ class Found:
         return len(self.right) - next(n for n, right in enumerate([*self.right[::-1], False]) if not right) + 1
 
 
-def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: str) -> Found:
-    """Solves the layers by Jacobi sweeps, and compares times with eager and with what fxsolve chooses."""
+def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: str) -> tuple[Found, Any]:
+    """Solves the layers by Jacobi sweeps, and compares times with eager and with what fxsolve chooses; returns the network
+    that was swept, too.
+    """
     swept, fast = fxsolve.compile(model, solver=fxsolve.Jacobi()), fxsolve.compile(model)
     expected = model(images)
     best, largest = expected.topk(5).indices, expected.abs().max()
@@ -68,7 +71,7 @@ def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: st
         name, block.equations, block.certificate, distances, right, fast.predict(), estimated, seconds, choice
     )
     print(f"{name}: {found.layers} layers, {len(right)} sweeps; {block.certificate}", flush=True)
-    return found
+    return found, swept
 
 
 def tables(found: list[Found]) -> None:
@@ -132,11 +135,13 @@ def main() -> None:
     found, rounds, device = [], 3 if options.small else 25, options.device
     with torch.no_grad():
         for name, model, images in networks(options.small):
-            found.append(measure(name, model.to(device), images.to(device), rounds, device))
+            line, swept = measure(name, model.to(device), images.to(device), rounds, device)
+            found.append(line)
     tables(found)
     path = OUT / f"{'small-' if options.small else ''}sweeps.png"
     picture(found, path)
     print(f"picture: {path}")
+    write_report(swept, OUT, options.small)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 import fxsolve
 from examples.made.model import MADE
 from examples.made.train import OUT, trained
-from examples.report import SEED, Row, interleaved, medians, once, print_table, row
+from examples.report import SEED, Row, interleaved, medians, once, print_table, row, write_report
 from fxsolve import visualize
 
 
@@ -81,6 +81,7 @@ def main() -> None:
     ]
     for each in made:
         print(f"picture: {each}")
+    write_report(fast, OUT, options.small)
 
 
 if __name__ == "__main__":

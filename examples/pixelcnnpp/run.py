@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import fxsolve
 from examples.pixelcnnpp.weights import trained
-from examples.report import SEED, Row, interleaved, medians, once, print_table, row
+from examples.report import SEED, Row, interleaved, medians, once, print_table, row, write_report
 from fxsolve import visualize
 
 OUT = Path(__file__).parent / "out"
@@ -26,8 +27,10 @@ def seeded(sample: Callable[[int], Tensor], n: int) -> Tensor:
     return sample(n)
 
 
-def compare(name: str, sample: Callable[[int], Tensor], n: int, device: str) -> tuple[Row, visualize.Record]:
-    """Draw n samples eagerly and compiled, in turns; they must be equal bit for bit. Also the samples' way there."""
+def compare(name: str, sample: Callable[[int], Tensor], n: int, device: str) -> tuple[Row, visualize.Record, Any]:
+    """Draw n samples eagerly and compiled, in turns; they must be equal bit for bit. Also the samples' way there, and
+    the compiled sampler.
+    """
     fast = fxsolve.compile(sample)
     first = once(lambda: fast(n), device)
     images = seeded(fast, n)
@@ -39,7 +42,7 @@ def compare(name: str, sample: Callable[[int], Tensor], n: int, device: str) -> 
     difference = (images - expected[0]).abs().max().item()
     line = row(f"{name}, batch {n}", fast.solution, seconds["eager"], seconds["fast"], difference)
     torch.manual_seed(SEED)
-    return line, visualize.record(fast, n)
+    return line, visualize.record(fast, n), fast
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
@@ -66,7 +69,7 @@ def main() -> None:
         if options.small:
             model.side = 12
         sample = model.sample if output == "continuous" else model.sample_8bit
-        line, seen = compare(f"{kind}, {output}", sample, batch, options.device)
+        line, seen, fast = compare(f"{kind}, {output}", sample, batch, options.device)
         lines.append(line)
         name = f"{'small-' if options.small else ''}{kind}-{output}"
         for picture in (
@@ -75,6 +78,7 @@ def main() -> None:
         ):
             print(f"picture: {picture}")
     print_table("PixelCNN++, pixel by pixel; all samples are equal bit for bit", lines)
+    write_report(fast, OUT, options.small)
 
 
 if __name__ == "__main__":

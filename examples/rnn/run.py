@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import fxsolve
 from examples.bar import bar
-from examples.report import Row, interleaved, medians, once, print_table, row
+from examples.report import Row, interleaved, medians, once, print_table, row, write_report
 from examples.rnn.models import CharModel, build
 from examples.rnn.text import Text
 from fxsolve import visualize
@@ -41,15 +42,15 @@ def train(model: CharModel, text: Text, batches: int, seconds: float, fill_in: b
 
 
 @torch.no_grad()
-def compare(name: str, model: CharModel, reads: torch.Tensor, rounds: int, device: str) -> tuple[Row, list]:
-    """Run the model and its compiled twin in turns on one long text."""
+def compare(name: str, model: CharModel, reads: torch.Tensor, rounds: int, device: str) -> tuple[Row, Any]:
+    """Run the model and its compiled twin in turns on one long text; returns the table's line and the twin."""
     fast = fxsolve.compile(model)
     first = once(lambda: fast(reads), device)
     difference = (fast(reads) - model(reads)).abs().max().item()
     seconds = medians(interleaved({"eager": lambda: model(reads), "fast": lambda: fast(reads)}, rounds, device))
     print(f"{name}: first call {first:.1f} s, eager {seconds['eager']:.4f} s, fxsolve {seconds['fast']:.4f} s")
     assert difference < 1e-3, f"{name}: logits differ by {difference}"
-    return row(name, fast.solution, seconds["eager"], seconds["fast"], difference), list(fast.solution.blocks)
+    return row(name, fast.solution, seconds["eager"], seconds["fast"], difference), fast
 
 
 def picture(blocks: dict[str, list], losses: dict[str, list[float]], path: Path) -> None:
@@ -83,6 +84,7 @@ def main() -> None:
     models = build(len(text.alphabet), hidden)
     reads = text.held_out[:length][None].to(options.device)
     rows: list[Row] = []
+    twins: dict[str, Any] = {}
     blocks: dict[str, list] = {}
     losses: dict[str, list[float]] = {}
     for name, model in models.items():
@@ -91,12 +93,14 @@ def main() -> None:
         losses[name] = train(model, text, batches, options.seconds / len(models), fill_in, options.device)
         last = losses[name][-10:]
         print(f"{name}: trained {len(losses[name])} batches, {sum(last) / len(last):.2f} nats per character")
-        line, blocks[name] = compare(name, model.eval(), reads, rounds, options.device)
+        line, twins[name] = compare(name, model.eval(), reads, rounds, options.device)
         rows.append(line)
+        blocks[name] = list(twins[name].solution.blocks)
     print_table(f"character models, one text of {length} characters", rows)
     path = OUT / ("small.png" if options.small else "rnn.png")
     picture(blocks, losses, path)
     print(f"picture: {path}")
+    write_report(twins[max(rows, key=lambda line: line.ratio).model], OUT, options.small)
 
 
 if __name__ == "__main__":

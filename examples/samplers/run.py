@@ -36,7 +36,7 @@ def main() -> None:
         torch.set_default_device(options.device)
     rows = []
     for job in programs(options.small):
-        line, (samples,) = compared(*job, 3, options.device)
+        line, (samples,), _ = compared(*job, 3, options.device)
         rows.append(line)
         if job[0].startswith("transformer, top-k, 1"):
             alphabet = Text().alphabet
