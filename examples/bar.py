@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 Move = Callable[..., None]
@@ -16,11 +17,12 @@ def bar(what: str, total: float) -> Iterator[Move]:
 
     It is drawn when it is moved, and at no other time: nothing runs beside what is timed.
     """
+    console = Console()
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn())
-    with Progress(*columns, transient=True, auto_refresh=False) as progress:
-        if not progress.console.is_terminal:
-            yield lambda *_: None
-            return
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task(what, total=total)
 
         def move(done: float, now: str = what) -> None:

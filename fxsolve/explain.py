@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxsolve.codegen import Executable
-from fxsolve.plan import Runner
+from fxsolve.plan import Candidate, Runner
 from fxsolve.schedule import BlockRunner
 from fxsolve.solution import BlockSolution
 from fxsolve.training import BlockGradient
@@ -33,9 +33,7 @@ def block_lines(runner: Runner, devices: int) -> list[str]:
     ]
     lines += runner.lines()
     for candidate in plan.candidates:
-        seconds = "-" if candidate.seconds is None else f"{candidate.seconds * 1e3:.2f} ms"
-        expected = "" if candidate.expected is None else f" ({candidate.expected * 1e3:.2f} ms expected)"
-        lines.append(f"  {candidate.solver}: {seconds}{expected}, {candidate.note}")
+        lines.append(f"  {said(candidate)}")
     lines += last_call(runner.solution) + simulated(runner, devices)
     gradient = runner.gradient if isinstance(runner, BlockRunner) else None
     if isinstance(gradient, BlockGradient):
@@ -44,6 +42,14 @@ def block_lines(runner: Runner, devices: int) -> list[str]:
         last = [f"  {line}" for line in last_call(gradient.solution)]
         lines += ["  backward: by Jacobi(), from the last slot on", *last]
     return lines
+
+
+def said(candidate: Candidate) -> str:
+    expected = "" if candidate.expected is None else f"{candidate.expected * 1e3:.2f} ms expected"
+    if candidate.seconds is not None:
+        beside = f" ({expected})" if expected else ""
+        return f"tried {candidate.solver}: {candidate.seconds * 1e3:.2f} ms{beside}, {candidate.note}"
+    return f"not tried {candidate.solver}: {expected}" if expected else f"tried {candidate.solver}: -, {candidate.note}"
 
 
 def last_call(s: BlockSolution | None) -> list[str]:

@@ -30,9 +30,9 @@ CHECKS = (4, 8, *COARSE)  # of which the shortest is taken: a step that forgets 
 BLOCKS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 SHORTEST = 4  # blocks that a loop is cut into, at the least
 SWEEP_LIMIT = 4
-FINALISTS, ROUNDS = 4, 15
-TRIAL_SECONDS = 0.5  # no further candidates are tried after that, once one is certified
-TRIAL_SHARE = 3.0  # or after so many times the original's time, if that is longer
+FINALISTS, ROUNDS, RACE_SECONDS = 4, 15, 0.5
+TRIAL_SECONDS = 0.8  # no further candidates are tried after that, once one is certified
+TRIAL_SHARE = 8.0  # or after so many times the original's time, if that is longer
 PROMISING = 6  # candidates that are tried, those that the cost model expects most of,
 HOPELESS = 6.0  # and none from which it expects so many times the best one's seconds
 THREADS_PAY = 1.05
@@ -133,7 +133,7 @@ class Trials:
     def race(self, finalists: list[Setting]) -> None:
         """Times them in turns, as a busy machine may favour any of them."""
         rounds: dict[Setting, list[float]] = {each: [] for each in finalists}
-        deadline = time.perf_counter() + TRIAL_SECONDS
+        deadline = time.perf_counter() + RACE_SECONDS
         for _ in range(ROUNDS):
             for each in finalists:
                 rounds[each].append(self.once(each))

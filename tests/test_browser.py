@@ -234,7 +234,7 @@ def test_light_and_dark(scheme: str, page_colour: str, opened: Callable[..., Any
     assert under == page_colour and contrast(under, ink) > 10
     page.get_by_role("tab", name="Dataflow").click()
     graph = page.locator(".picture svg")
-    texts = set(graph.evaluate("s => [...s.querySelectorAll('text')].map(t => getComputedStyle(t).fill)"))
+    texts = set(graph.evaluate("s => [...s.querySelectorAll('.node text')].map(t => getComputedStyle(t).fill)"))
     shapes = "s => [...s.querySelectorAll('.node :is(polygon, ellipse, path)')].map(p => getComputedStyle(p).fill)"
     fills = {fill for fill in graph.evaluate(shapes) if fill.startswith("rgb(")}
     assert len(fills) >= 4, "the roles of calls are not told apart"
