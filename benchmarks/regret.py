@@ -145,6 +145,9 @@ def cases(small: bool) -> Iterator[Case]:
     yield Case("DenseNet-BC-40, batch 1", dense, CHAIN_SOLVERS)
 
 
+Setting = tuple[Sequence[Plan | None], Executable | None]  # the blocks' plans, and the program; None: the original runs
+
+
 class Variants:
     """A compiled callable by its own choice, and by other plans: everything else that a call does is the same."""
 
@@ -157,17 +160,19 @@ class Variants:
         self.runners: list[Runner] = list(self.executable.runners.values()) if self.executable is not None else []
         self.plans = [runner.plan for runner in self.runners]
 
-    def choice(self) -> object:
-        return self.run(self.plans, self.chosen)
+    def choice(self) -> Setting:
+        return self.plans, self.chosen
 
-    def tried(self, solver: Solver, threads: int) -> Callable[[], object]:
+    def tried(self, solver: Solver, threads: int) -> Setting:
         plans = []
         for plan in self.plans:
             kind = plan.kind if plan is not None and plan.kind != "Repeat" else "Recurrence"
             plans.append(Plan(solver, kind, "tried", limit=SWEEP_LIMIT if kind == "Recurrence" else None, threads=threads))
-        return lambda: self.run(plans, self.executable)
+        return plans, self.executable
 
-    def run(self, plans: Sequence[Plan | None], executable: Executable | None) -> object:
+    def take_up(self, setting: Setting) -> None:
+        """What later calls run. Not to be timed."""
+        plans, executable = setting
         if self.entry.executable is not executable:
             self.entry.executable, self.compiler.shell = executable, None
         for runner, plan in zip(self.runners, plans, strict=True):
@@ -176,6 +181,10 @@ class Variants:
                 runner.misses = runner.held = 0
                 if runner.recurrence is not None and plan is not None:
                     runner.recurrence.threads = plan.threads
+        self.run()  # warms up
+
+    def run(self) -> object:
+        torch.manual_seed(SEED)
         return self.compiled(*self.arguments)
 
 
@@ -191,28 +200,37 @@ def measure(case: Case, budget: float) -> dict:
         chosen(*arguments)
         predicted = chosen.predict()
         programs = Variants(chosen, arguments)
-        variants: dict[str, Callable[[], object]] = {"chosen": programs.choice, "original": lambda: fn(*arguments)}
+        settings = {"chosen": programs.choice(), "original": None}
+
+        def seconds_of(name: str, rounds: int = 1) -> list[float]:
+            setting = settings[name]
+            if setting is None:
+                return interleaved({name: lambda: fn(*arguments)}, rounds)[name]
+            programs.take_up(setting)
+            return interleaved({name: lambda: chosen(*arguments)}, rounds)[name]
+
         excluded: dict[str, str] = {}
         usual = torch.get_num_threads()
         for solver in case.solvers if programs.runners else ():
             for threads in sorted({1, usual}) if case.solvers is LOOP_SOLVERS else (usual,):
                 name, tried = f"{solver} on {threads}", programs.tried(solver, threads)
-                torch.manual_seed(SEED)
-                tried()
+                programs.take_up(tried)
                 if chosen.solution.fallback is None and not any(b.fallback for b in chosen.solution.blocks):
-                    variants[name] = tried
+                    settings[name] = tried
                 else:
                     excluded[name] = str(chosen.solution)
                 programs.entry.failures = 0
-        once_all = interleaved(variants, 1)
-        rounds = max(5, min(25, int(budget / sum(max(ROUND, values[0]) for values in once_all.values()))))
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        order = list(variants)
+        once_all = [max(ROUND, *seconds_of(name)) for name in settings]
+        rounds = max(5, min(25, int(budget / sum(once_all))))
+        seconds: dict[str, list[float]] = {name: [] for name in settings}
+        order = list(settings)
         for _ in range(rounds):
-            for name, values in interleaved({name: variants[name] for name in order}, 1).items():
-                seconds[name] += values
+            for name in order:
+                seconds[name] += seconds_of(name)
             order = [*order[1:], order[0]]  # nobody always runs after the same one, on its threads and caches
-        paired = {name: ratios(variants["original"], variants[name], budget / 2) for name in ("chosen", "original")}
+        programs.take_up(programs.choice())
+        original, compiled = (lambda: fn(*arguments)), (lambda: chosen(*arguments))
+        paired = {"chosen": ratios(original, compiled, budget / 2), "original": ratios(original, original, budget / 2)}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(medians, key=medians.__getitem__)
     choices = ", ".join(str(plan.solver) for plan in programs.plans if plan is not None)

@@ -204,7 +204,7 @@ class BlockRunner(Runner):
             held = f"holds, at most {self.proof.depth} sweeps" if self.proof.holds else f"fails: {self.proof.reason}"
             lines.append(f"  causality proof: {held}")
         if self.break_even is not None:
-            lines.append(f"  {self.break_even}")
+            lines.append(f"  break-even: {self.break_even}")
         if self.fixed is not None and self.fixed.bands is not None:
             lows = [level.low for level in self.fixed.bands.levels if level.usable]
             lines += [f"  passes: of all {self.fixed.bands.size} rows, then of those from row {lows} on"] if lows else []

@@ -20,9 +20,9 @@ from fxsolve.plan import Candidate, Plan
 from fxsolve.signature import described, signature
 from fxsolve.solution import BlockSolution, Solution
 from fxsolve.solvers import Jacobi, JacobiGS
+from fxsolve.visualize.amounts import count_of, seconds_text, size_text, three_digits
 from fxsolve.visualize.chart import frontier_chart, heat_map, runs
 from fxsolve.visualize.convergence_tab import final_after, slot_places
-from fxsolve.visualize.figures import count_of, seconds_text, size_text, three_digits
 from fxsolve.visualize.highlight import highlighted
 from fxsolve.visualize.markup import Markup, html, table
 from fxsolve.visualize.picture import both_schemes, dark, picture

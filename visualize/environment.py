@@ -13,7 +13,7 @@ import torch
 
 from fxsolve.codegen import Executable
 from fxsolve.signature import described
-from fxsolve.visualize.figures import count_of
+from fxsolve.visualize.amounts import count_of
 from fxsolve.visualize.markup import Content, Markup, element, facts, joined
 
 

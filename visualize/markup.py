@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from fxsolve.visualize.figures import DURATION, seconds_text
+from fxsolve.visualize.amounts import DURATION, seconds_text
 
 PLACE = r"/[^\s:&]*/([^\s:/&]+:\d+)"  # a file and a line of it
 

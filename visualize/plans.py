@@ -9,7 +9,7 @@ from fxsolve.plan import Plan, Runner
 from fxsolve.schedule import BlockRunner
 from fxsolve.solution import BlockSolution
 from fxsolve.training import BlockGradient
-from fxsolve.visualize.figures import count_of
+from fxsolve.visualize.amounts import count_of
 from fxsolve.visualize.markup import Content, Markup, element, facts, joined, table, time
 
 RESIDUAL = (

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from fxsolve.plan import Runner
 from fxsolve.solution import BlockSolution, Solution
-from fxsolve.visualize.figures import ratio_text
+from fxsolve.visualize.amounts import ratio_text
 from fxsolve.visualize.markup import Content, Markup, details, element, facts, html, joined, pane, time
 
 ORIGINAL, COMPILED, LEAST = "original", "compiled", "original, at the least"  # keys of the first call's timings
