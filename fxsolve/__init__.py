@@ -2,7 +2,7 @@
 
 import gc
 
-collecting = gc.isenabled()
+_collecting = gc.isenabled()
 gc.disable()  # a collection would go through all objects of torch, which takes as long as these imports
 try:
     from fxsolve.api import compile
@@ -10,7 +10,7 @@ try:
     from fxsolve.solution import BlockSolution, Solution
     from fxsolve.solvers import GaussSeidel, GSJacobi, Jacobi, JacobiGS
 finally:
-    if collecting:
+    if _collecting:
         gc.enable()
 
 __all__ = [

@@ -67,7 +67,7 @@ def picture(blocks: dict[str, list], losses: dict[str, list[float]], path: Path)
             right.plot(smooth, label=name)
         right.set(xlabel="batches", ylabel="nats per character", title="training")
         left.xaxis.get_major_locator().set_params(integer=True)
-        left.legend(fontsize="small", loc="lower right")
+        left.legend(fontsize="small", loc="upper left")
         right.legend(fontsize="small")
 
 
