@@ -244,6 +244,8 @@ class Compiler:
             if kept is not None and kept.seconds is not None:
                 timings["original, as kept"] = kept.seconds
             if kept is not None and kept.original is not None:
+                if isinstance(grown, str):
+                    return self.keep_original(entry, grown, recording.result, start)
                 entry.choice = kept.original
                 return self.finished(recording.result, entry, start)
             leaves = trial_inputs(executable, recording, flat)

@@ -73,6 +73,18 @@ def test_a_choice_of_the_original_is_kept_too(path: Path) -> None:
     assert compiled.solution.fallback.endswith("(as kept in plans.json)")
 
 
+def growing(x: Tensor) -> Tensor:
+    for _ in range(12):
+        x = torch.cat([x, torch.tanh(x[-4:].sum(0, keepdim=True))])
+    return x
+
+
+def test_a_kept_choice_does_not_silence_the_warning(path: Path) -> None:
+    for _ in range(2):
+        with torch.no_grad(), pytest.warns(fxsolve.FallbackWarning, match="lengthened by cat"):
+            fxsolve.compile(growing, plans=path)(torch.randn(4, 3))
+
+
 def test_a_plan_that_does_not_hold_any_more_is_replaced(path: Path) -> None:
     """Weights are no part of a program: a step that forgets more slowly needs longer blocks."""
     x = torch.randn(1024, 16)
