@@ -1,11 +1,11 @@
 """How good the scheduler's choice is: each case by what it chose, and by every candidate, in turns in one process.
 
-    python -m benchmarks.regret [--only TEXT] [--small] [--out FILE]
+    python -m benchmarks.regret [--only TEXT] [--device cuda] [--small] [--out FILE]
 
-Regret is the seconds of the choice over those of the best candidate, less one; the original is a candidate, and those that
-reach no certificate are none. How much quicker than the original the choice is, is measured apart, in pairs of the two right
-after one another: the median of the ratios, beside that of the original with itself, which says what is noise. So is how far
-the cost model's prediction for one device is from what was measured.
+Rounds in turns say which candidate is the best; the original is one, and those that reach no certificate are none. Regret is
+then measured in pairs of the choice and the best right after one another: the median of the ratios, less one. So is how much
+quicker than the original the choice is, beside the original with itself, which says what is noise; and how far the cost
+model's prediction for one device is from what was measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fxsolve.solvers import Solver
 from fxsolve.trials import SWEEP_LIMIT
 
 BUDGET = 4.0  # seconds of a case's rounds
-PAIRS = 11  # of choice and original, at the least
+PAIRS = 5  # of choice and original, at the least
 LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])
 SAMPLER_SOLVERS = (Jacobi(), JacobiGS(8), GSJacobi(64))
 CHAIN_SOLVERS = (GaussSeidel(), Jacobi(), JacobiGS(4), GSJacobi(8))
@@ -188,7 +188,7 @@ class Variants:
         return self.compiled(*self.arguments)
 
 
-def measure(case: Case, budget: float) -> dict:
+def measure(case: Case, device: str, budget: float) -> dict:
     """Seconds of the choice and of all candidates in turns, the regret, and the cost model's prediction."""
     fn, arguments = case.make()
     chosen = fxsolve.compile(fn)
@@ -205,14 +205,26 @@ def measure(case: Case, budget: float) -> dict:
         def seconds_of(name: str, rounds: int = 1) -> list[float]:
             setting = settings[name]
             if setting is None:
-                return interleaved({name: lambda: fn(*arguments)}, rounds)[name]
+                return interleaved({name: lambda: fn(*arguments)}, rounds, device)[name]
             programs.take_up(setting)
-            return interleaved({name: lambda: chosen(*arguments)}, rounds)[name]
+            return interleaved({name: lambda: chosen(*arguments)}, rounds, device)[name]
+
+        def ratios(first: str, second: str) -> list[float]:
+            """Seconds of one over those of the other, which of them comes first in turns."""
+            found: list[float] = []
+            deadline = time.perf_counter() + budget / 3
+            while len(found) < PAIRS or time.perf_counter() < deadline:
+                if len(found) % 2:
+                    (below,), (above,) = seconds_of(second), seconds_of(first)
+                else:
+                    (above,), (below,) = seconds_of(first), seconds_of(second)
+                found.append(above / below)
+            return found
 
         excluded: dict[str, str] = {}
         usual = torch.get_num_threads()
         for solver in case.solvers if programs.runners else ():
-            for threads in sorted({1, usual}) if case.solvers is LOOP_SOLVERS else (usual,):
+            for threads in sorted({1, usual}) if case.solvers is LOOP_SOLVERS and device == "cpu" else (usual,):
                 name, tried = f"{solver} on {threads}", programs.tried(solver, threads)
                 programs.take_up(tried)
                 if chosen.solution.fallback is None and not any(b.fallback for b in chosen.solution.blocks):
@@ -228,56 +240,48 @@ def measure(case: Case, budget: float) -> dict:
             for name in order:
                 seconds[name] += seconds_of(name)
             order = [*order[1:], order[0]]  # nobody always runs after the same one, on its threads and caches
-        programs.take_up(programs.choice())
-        original, compiled = (lambda: fn(*arguments)), (lambda: chosen(*arguments))
-        paired = {"chosen": ratios(original, compiled, budget / 2), "original": ratios(original, original, budget / 2)}
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    best = min(medians, key=medians.__getitem__)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        best = min(medians, key=medians.__getitem__)
+        over = {name: statistics.median(ratios("original", name)) for name in ("chosen", "original")}
+        over_best = {"chosen": 1.0, "original": 1.0 / over["chosen"]}.get(best) or statistics.median(ratios("chosen", best))
     choices = ", ".join(str(plan.solver) for plan in programs.plans if plan is not None)
     return {
         "choice": "original" if programs.chosen is None else choices,
         "best": best,
-        "regret": medians["chosen"] / medians[best] - 1,
-        "over_original": statistics.median(first / second for first, second in paired["chosen"]),
-        "original_over_itself": statistics.median(first / second for first, second in paired["original"]),
+        "regret": max(0.0, over_best - 1.0),
+        "over_original": over["chosen"],
+        "original_over_itself": over["original"],
         "seconds": medians,
         "excluded": excluded,
         "predicted": predicted if programs.chosen is not None else None,
-        "measured": statistics.median(second for _, second in paired["chosen"]),
     }
-
-
-def ratios(a: Callable[[], object], b: Callable[[], object], budget: float) -> list[tuple[float, float]]:
-    """Seconds of both in pairs, which of them comes first in turns."""
-    pairs: list[tuple[float, float]] = []
-    deadline = time.perf_counter() + budget
-    while len(pairs) < PAIRS or time.perf_counter() < deadline:
-        variants = {"a": a, "b": b} if len(pairs) % 2 else {"b": b, "a": a}
-        seconds = interleaved(variants, 1)
-        pairs.append((seconds["a"][0], seconds["b"][0]))
-    return pairs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the benchmark itself")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of a case's rounds, and again of its pairs")
     parser.add_argument("--out", type=Path, help="the JSON file")
     options = parser.parse_args()
     wanted = [case for case in cases(options.small) if options.only in case.name]
     if not wanted:
         sys.exit(f"no case contains {options.only!r}; there are: " + "; ".join(case.name for case in cases(options.small)))
-    report: dict = {"machine": machine("cpu"), "cases": {}}
-    out = options.out or RESULTS / f"regret{'-small' if options.small else ''}.json"
+    device = options.device
+    torch.set_default_device(None if device == "cpu" else device)  # it puts a Python call before each of torch's functions
+    report: dict = {"machine": machine(device), "cases": {}}
+    suffix = f"{'' if device == 'cpu' else f'-{device}'}{'-small' if options.small else ''}"
+    out = options.out or RESULTS / f"regret{suffix}.json"
     for case in wanted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fxsolve.FallbackWarning)
-            result = report["cases"][case.name] = measure(case, 0.2 if options.small else BUDGET)
+            result = report["cases"][case.name] = measure(case, device, 0.2 if options.small else options.budget)
         print(
             f"{case.name}: {result['choice']}, best {result['best']}, regret {100 * result['regret']:.0f} %, "
             f"{result['over_original']:.2f}x over the original (itself: {result['original_over_itself']:.2f}x), "
             + "predicted / measured "
-            + (f"{result['predicted'] / result['measured']:.2f}" if result["predicted"] else "-"),
+            + (f"{result['predicted'] / result['seconds']['chosen']:.2f}" if result["predicted"] else "-"),
             flush=True,
         )
     regrets = [result["regret"] for result in report["cases"].values()]

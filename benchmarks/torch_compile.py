@@ -48,9 +48,10 @@ def main() -> None:
     torch.set_default_device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # as in the runner
     subject = {case.name: case for case in cases(options.small)}[options.name].make()
-    program = torch.compile(subject.program) if subject.network is None else subject.program
+    mode = "reduce-overhead" if options.device == "cuda" else None  # CUDA graphs
+    program = torch.compile(subject.program, mode=mode) if subject.network is None else subject.program
     if subject.network is not None:
-        subject.network.forward = torch.compile(subject.network.forward)
+        subject.network.forward = torch.compile(subject.network.forward, mode=mode)
 
     def call() -> object:
         return subject.run(program, subject.arguments)

@@ -79,7 +79,8 @@ class BesideTheLast:
         own, other = self.own.states[step], self.before.states[step]
         gap = self.gap.look(own, other, problem.scales)
         last = step == problem.layout.block - 1
-        covered = problem.far is not None and problem.far < CONTRACTION and step >= problem.first
+        # where all steps were walked at once there is nothing to gain by ending early
+        covered = not problem.at_once and problem.far is not None and problem.far < CONTRACTION and step >= problem.first
         if not last and not (covered and float(gap.max()) <= TOLERANCE):
             return False
         units = problem.units_at(step, self.own.states[step - 1] if step else self.own.starts)

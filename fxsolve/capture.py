@@ -155,6 +155,14 @@ class Recorder(TorchDispatchMode):
             self.refusal = f"{what} at {self.where()} cannot be recorded"
         return result
 
+    def one_call(self, op: torch._ops.OpOverload, args: tuple[Any, ...], result: Any) -> None:
+        """Takes down a call that the dispatcher did not see."""
+        if self.refusal is None:
+            try:
+                self._record(op, OpPlan.of(op), args, {}, result)
+            except CaptureError as error:
+                self.refusal = str(error)
+
     def _as_view(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> tuple[torch._ops.OpOverload, tuple[Any, ...]]:
         """`x.transpose_(0, 1)` shows the same storage in another way: the call of the view that it makes."""
         self.value(args[0])
@@ -416,7 +424,7 @@ class Recorder(TorchDispatchMode):
     # -- the user's source ------------------------------------------------------------------------
 
     def _source(self) -> int:
-        frame = sys._getframe(3)
+        frame: FrameType | None = sys._getframe(1)  # in a backward on a GPU, whose thread has no frames of the user's, the last
         while frame is not None:
             code = frame.f_code
             key = (id(code), frame.f_lasti)

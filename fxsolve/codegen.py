@@ -15,6 +15,7 @@ from torch import fx
 
 from fxsolve.ir import Program
 from fxsolve.passes.readable import readable
+from fxsolve.plainly import plainly
 from fxsolve.plan import Runner
 from fxsolve.solution import NotSolved
 from fxsolve.tape import Leaf, Output
@@ -34,6 +35,7 @@ class Executable:
         self.module = fx.GraphModule(dict(runners), readable(program.graph))
         self.run = self.module.forward
         self.fetch = [(leaf.position, leaf.tensor) for leaf in program.leaves]
+        self.on_gpu = any(leaf.tensor.is_cuda for leaf in program.leaves)  # calls return before they are done
         self.strides: list[tuple[int, ...]] = []
         self.copied: frozenset[int] = frozenset()
         self.shared: dict[int, tuple[int, int]] = {}  # result -> (the result that it is a view of, offset in it)
@@ -43,7 +45,7 @@ class Executable:
 
     def values(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Results, final contents of mutated leaves, guarded values; nothing is written yet. Raises NotSolved."""
-        with torch.set_grad_enabled(self.trains):
+        with torch.set_grad_enabled(self.trains), plainly():
             values = self.run(*leaves)
         program = self.program
         first_guard = len(program.outputs) + len(program.mutated)

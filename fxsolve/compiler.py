@@ -39,6 +39,7 @@ from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.passes.roll import Loop, roll
 from fxsolve.passes.settle import settle
 from fxsolve.passes.slots import fixed_point, outputs_from_buffers
+from fxsolve.plainly import plainly
 from fxsolve.plan import Plan, Runner
 from fxsolve.plan_file import Choice, PlanFile, program_key
 from fxsolve.progress import progress
@@ -62,6 +63,10 @@ class Options:
     plans: PlanFile | None = None
 
 
+class Changed(Exception):
+    """What is known for a signature holds no more."""
+
+
 @dataclass
 class Entry:
     """What is known for one signature: an executable, or why the original runs."""
@@ -76,6 +81,11 @@ class Entry:
     failures: int = 0
     rejected: Executable | None = None  # compiled, but the original is kept: for explain
     drift: Drift | None = None  # where the compiled program was chosen because it is quicker
+
+    def check_guards(self) -> None:
+        """Raises Changed if what Python read while it was recorded is not what it was."""
+        if self.guards.check() is not None:
+            raise Changed
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,10 @@ class Compiler:
             return self.original(str(error), args, kwargs)
         entry = self.entries.get(key)
         if entry is not None:
-            if entry.guards.check() is None:
-                self.last = entry
+            try:
                 return self.later_call(entry, args, kwargs, start)
-            del self.entries[key]
+            except Changed:
+                del self.entries[key]
         with progress("first call of this kind: recording, compiling, choosing"):
             return self.first_call(key, args, kwargs, start)
 
@@ -141,6 +151,10 @@ class Compiler:
 
     def later_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
         executable = entry.executable
+        overlapped = executable is not None and executable.on_gpu  # it computes while the guards are looked at
+        if not overlapped:
+            entry.check_guards()
+        self.last = entry
         if executable is None:
             if entry.refusal is not None and not self.options.fallback:
                 raise CaptureError(entry.refusal)
@@ -162,8 +176,12 @@ class Compiler:
         leaves = executable.inputs(flat)
         try:
             values = executable.values(leaves)
+            if overlapped:
+                entry.check_guards()
         except Exception as error:  # not solved, or an error that the original raises in its own words
             set_generator_states(states)
+            if overlapped:
+                entry.check_guards()
             return self.instead(entry, str(error), args, kwargs, start)
         entry.failures = 0
         if not self.options.solvers and in_order(executable):  # a plan that was made anew
@@ -227,13 +245,13 @@ class Compiler:
             return self.keep_original(entry, refusal, recording.result, start)
         after = generator_states(flat)
         try:
-            with no_garbage_collection():
+            with no_garbage_collection(), plainly():
                 tape = clean_tape(recording, clock)
                 grown, loops = self.loops(tape, clock)
                 program = lower_to_program(grown.tape if isinstance(grown, Padded) else tape, loops, clock)
                 program = program if trains else chain(program)
-            clock("chain", program)
-            executable = self.scheduled(program, isinstance(grown, Padded), trains)
+                clock("chain", program)
+                executable = self.scheduled(program, isinstance(grown, Padded), trains)
             entry.timings = timings
             if not executable.runners:
                 if isinstance(grown, str):
@@ -307,7 +325,8 @@ class Compiler:
         (runner,) = executable.runners.values()
         assert isinstance(runner, BlockRunner) and runner.fixed is not None and runner.final is not None
         try:
-            runner.slack = runner.fixed.slack = margin(tape, grown, leaves, runner.final)
+            with plainly():
+                runner.slack = runner.fixed.slack = margin(tape, grown, leaves, runner.final)
         except NotPadded as why:
             raise NotSolved(f"a tensor is lengthened by cat at {grown.source}, and {why}") from None
 
@@ -317,10 +336,12 @@ class Compiler:
         unknown = set(self.options.solvers) - {"*"} - set(program.blocks)
         if unknown:
             raise ScheduleError(f"solver names unknown blocks {sorted(unknown)}; there are {sorted(program.blocks)}")
+        own = frozenset(leaf.tensor.untyped_storage().data_ptr() for leaf in program.leaves if leaf.position < 0)
         for name, block in program.blocks.items():
             forced = self.options.solvers.get(name, self.options.solvers.get("*"))
             if isinstance(block, Chain):
                 runners[name] = ChainRunner(block, forced, self.options.exactness)
+                runners[name].own = own
                 continue
             assert isinstance(block, Recurrence)  # the scheduler finds out which of them are fixed points
             gradient = self.gradient_of(block, forced) if trains else None
@@ -331,7 +352,7 @@ class Compiler:
             else:
                 known = None
             runner = runners[name] = BlockRunner(block, forced, self.options.exactness, known, padded)
-            runner.gradient = gradient
+            runner.gradient, runner.own = gradient, own
         return Executable(program, runners, trains)
 
     def gradient_of(self, block: Recurrence, forced: Solver | None) -> BlockGradient | FixedPointGradient:

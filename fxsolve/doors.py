@@ -27,6 +27,10 @@ DOORS: tuple[tuple[Any, str, str], ...] = (
     (torch.Tensor, "backward", GRADIENTS),
     (torch.autograd, "grad", GRADIENTS),
 )
+# Recurrent networks that cuDNN runs as one call, as nn.RNN and others call them; how many arguments such a call has, and
+# where some of them stand.
+FUSED = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+COUNT, WEIGHTS, DROPOUT, TRAINING = 9, 2, 5, 6
 # Functions that make a tensor from Python data, and where the data stand among their arguments.
 MAKERS: tuple[tuple[Any, str, int], ...] = (
     (torch, "tensor", 0),
@@ -44,6 +48,8 @@ class Listener(Protocol):
 
     def made_from_numbers(self, tensor: torch.Tensor) -> None: ...
 
+    def one_call(self, op: torch._ops.OpOverload, args: tuple[Any, ...], result: Any) -> None: ...
+
 
 @contextlib.contextmanager
 def watched_doors(listener: Listener) -> Iterator[None]:
@@ -52,6 +58,7 @@ def watched_doors(listener: Listener) -> Iterator[None]:
     wrappers.append((torch.Tensor, "tolist", reader(torch.Tensor.tolist, LEAVES.format("tolist"), listener)))
     wrappers += [(owner, name, stand_in(getattr(owner, name), other)) for owner, name, other in STAND_INS]
     wrappers += [(owner, name, maker(getattr(owner, name), name, at, listener)) for owner, name, at in MAKERS]
+    wrappers += [(torch._VF, name, fused(getattr(torch._VF, name), name, listener)) for name in FUSED]
     own = [(owner, name, vars(owner).get(name)) for owner, name, _ in wrappers]
     try:
         for owner, name, wrapper in wrappers:
@@ -90,6 +97,26 @@ def stand_in(original: Callable[..., Any], other: Callable[..., Any]) -> Callabl
         return original(*args, **kwargs) if made is None else made
 
     return call
+
+
+def fused(original: Callable[..., Any], name: str, listener: Listener) -> Callable[..., Any]:
+    """On a GPU the call stays one call: no order of steps is as quick as cuDNN's kernel."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) != COUNT or not isinstance(args[WEIGHTS], list) or (args[DROPOUT] and args[TRAINING]):
+            return original(*args, **kwargs)  # of packed sequences, or it draws random numbers
+        if not acceptable(args[0]):
+            return original(*args, **kwargs)
+        with torch._C._DisableTorchDispatch():
+            result = original(*args, **kwargs)
+        listener.one_call(getattr(torch.ops.aten, name).input, args, result)
+        return result
+
+    return call
+
+
+def acceptable(x: torch.Tensor) -> bool:
+    return x.is_cuda and torch.backends.cudnn.is_acceptable(x)
 
 
 def maker(original: Callable[..., Any], name: str, position: int, listener: Listener) -> Callable[..., Any]:

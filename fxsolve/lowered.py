@@ -8,7 +8,7 @@ as many calls as one eager step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import fx
 
 from fxsolve.certificate import KICK, LOOKS, signs
 from fxsolve.continuity import continuous
+from fxsolve.cost import call_count
 from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, placeholders, results
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.batch_step import batch_step
@@ -26,8 +27,11 @@ from fxsolve.passes.readable import generated
 from fxsolve.passes.reuse import reuse
 from fxsolve.passes.split_step import SplitStep, split_step
 from fxsolve.passes.units import unit_step
+from fxsolve.replay import NotReplayable, Replay, replayable
 
 Tensors = Sequence[torch.Tensor]
+Window = tuple[int, int, int, int]  # its first and last step, the length of blocks, from which step of a block on
+LARGEST = 65536  # calls that a CUDA graph is made of: each takes memory and time to record
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class LoweredRecurrence:
         self.block = block = replace(block, step=absorb(without_gaps(block.step)))
         self.split: SplitStep = split_step(block)
         self.walk = looped(reuse(self.split.core), block.carries)
+        self.calls = call_count(self.split.core)
+        self.own: Collection[int] = frozenset()  # see fxsolve.replay
+        self.replays: dict[Window, Replay | None] = {}  # walks on a GPU; None: cannot be recorded
         self.layouts: dict[tuple[int, int], Layout] = {}
         self.cut: dict[tuple[int, int], Stretches] = {}
         self.moves: dict[tuple[int, int], list[torch.Tensor | None]] = {}
@@ -125,6 +132,20 @@ class LoweredRecurrence:
             places = self.place(torch.cat([starts + j for j in range(block + 1)]), length + 1).to(device)
             self.cut[key] = Stretches(block, count, spacing, order, places, index, core)
         return self.cut[key]
+
+    def replay(self, window: Window, steps: int, walk: Callable[..., Any], inputs: Tensors) -> Replay | None:
+        """The CUDA graph of a walk of so many steps, which its first call records; None where there is none."""
+        if window not in self.replays:
+            try:
+                small = steps * self.calls <= LARGEST
+                self.replays[window] = Replay(walk, inputs, self.own) if small and replayable(inputs) else None
+            except NotReplayable:
+                self.replays[window] = None
+        return self.replays[window]
+
+    def forget_replays(self, block: int) -> None:
+        """Lets go of all CUDA graphs but those of blocks of that length."""
+        self.replays = {window: replay for window, replay in self.replays.items() if window[2] == block}
 
     def place(self, step: Any, length: int) -> Any:
         """Where in stacks of `length` the step is that comes `step`-th."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,7 @@ class Runner(torch.nn.Module):
     known: Plan | None = None  # what is to be done without trials: as for another size, or as in a file of plans
     solution: BlockSolution | None = None
     least: float | None = None  # seconds that eager's calls take at the least, where that is known
+    own: Collection[int] = frozenset()  # storages of the tensors that the program holds: parameters, buffers, constants
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
         raise NotImplementedError

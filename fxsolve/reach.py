@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn.modules import module as torch_module
 
-from fxsolve.watch import CONTENTS, KEYS, METADATA, Watch, digest, is_plain, snapshot
+from fxsolve.watch import CLASS, CONTENTS, KEYS, METADATA, Watch, digest, is_plain, snapshot
 
 OBJECT_DEPTH = 6  # of attributes of plain objects, counted from the nearest module or function
 # Python reads these by itself, or torch does, so no code needs to mention them.
@@ -153,7 +153,7 @@ class Walk:
 
     def _attributes(self, value: Any, name: str) -> None:
         """The class of an object, the names of its attributes, and the members of its class."""
-        self._watch(f"{name}'s class", value, "o.__class__", type(value), "identity")
+        self._watch(f"{name}'s class", value, CLASS, type(value), "identity")
         if hasattr(value, "__dict__"):
             self._watch(name, vars(value), KEYS, frozenset(vars(value)), "keys")
         self._members_of(type(value), name)

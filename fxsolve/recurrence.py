@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from fxsolve.certificate import CONTRACTION, GOOD, LOOKS, yardsticks
 from fxsolve.cost import Phase, Timed, call_count
 from fxsolve.ir import CARRY, TensorType
 from fxsolve.iterates import note
-from fxsolve.lowered import LoweredRecurrence, fold
+from fxsolve.lowered import Layout, LoweredRecurrence, fold
+from fxsolve.replay import kept
 from fxsolve.solution import NotSolved
 from fxsolve.solvers import Solver, drive
 from fxsolve.timing import typical
@@ -107,9 +109,6 @@ class RecurrenceProblem:
                 hoisted[k] = u.index_select(0, order - first)
                 del u
         self.hoisted: list[Any] = hoisted
-        self.folded = list(zip(*[fold(u, layout).unbind(0) for u in hoisted], strict=True)) or [()] * layout.block
-        if layout.count == 1 and lowered.block.reverse:
-            self.folded.reverse()
         self.index = self.core_index(low)
         # the step of a block at which its warm-up begins
         self.first = layout.block - min(self.warmup or layout.block, layout.block)
@@ -121,6 +120,7 @@ class RecurrenceProblem:
         self.moved_again = False
         self.settling = math.inf  # the violation that the last sweep left, if it was not moved
         self.final = 1  # the leading blocks that start from their true states
+        self.at_once = False  # whether all steps of the last sweep were walked at once, as a CUDA graph
         self.met = False  # whether it ends in the one before, and every block forgets
         self.far: float | None = None  # what the last steps of a block leave of the warm-up's guess
         self.local: float | None = None  # what a block leaves of a small difference at its start
@@ -142,18 +142,23 @@ class RecurrenceProblem:
         layout = self.layout
         if self.sweeps == 0 and layout.count > 1:
             self.warm_up()
-        before, self.walk = self.walk, Walk(self.starts, [], [])
-        state, carries = self.starts, self.lowered.block.carries
-        beside = None
-        if carries and self.lowered.continuous:
-            beside = BesideTheGuess(self) if before is None else None if self.moved else BesideTheLast(self, before)
         self.sweeps += 1
         if layout.count == 1:
             with torch.inference_mode():  # what comes out is stacked or copied outside
-                made = self.lowered.walk(self.starts, self.folded, self.index, self.consts)
-            self.walk = Walk(self.starts, *made)
+                self.walk = Walk(self.starts, *self.in_one_go())
             self.steps += layout.block
             return
+        before, whole = self.walk, self.graph_walk(0, self.starts)
+        self.walk, self.at_once = whole or Walk(self.starts, [], []), whole is not None
+        carries, beside = self.lowered.block.carries, None
+        if carries and self.lowered.continuous:
+            beside = BesideTheGuess(self) if before is None else None if self.moved else BesideTheLast(self, before)
+        if whole is not None:
+            for j in filter(self.looked_at, range(layout.block)):
+                if beside is not None and beside.meets(j):
+                    self.end_in(before, j)
+            return
+        state = self.starts
         states, extras = self.walk.states, self.walk.extras
         core, consts = layout.core, self.consts
         for j, (given, index) in enumerate(zip(self.folded, self.index, strict=True)):
@@ -162,13 +167,60 @@ class RecurrenceProblem:
             states.append(state)
             extras.append(out[carries:])
             if beside is not None and self.looked_at(j, closely=before is not None) and beside.meets(j):
-                assert before is not None
-                states[j:], extras[j + 1 :] = before.states[j:], before.extras[j + 1 :]
-                self.met = True
+                self.end_in(before, j)
                 break
             if before is not None:  # it is needed no more, and what is kept leaves the caches
                 before.states[j] = before.extras[j] = ()
         self.steps += j + 1
+
+    def end_in(self, before: Walk | None, step: int) -> None:
+        """From that step on, the states are those of the sweep before."""
+        assert self.walk is not None and before is not None
+        self.walk.states[step:], self.walk.extras[step + 1 :] = before.states[step:], before.extras[step + 1 :]
+        self.met = True
+
+    def in_one_go(self) -> tuple[list[Any], list[Any]]:
+        """(states, extras) after each step of a walk in order: of a CUDA graph where there is one."""
+        layout, index, reverse, steps = self.layout, self.index, self.lowered.block.reverse, self.lowered.walk
+        carried, hoisted = len(self.starts), len(self.starts) + len(self.hoisted)
+
+        def walk(*inputs: torch.Tensor) -> tuple[list[Any], list[Any]]:
+            rows = rows_of(inputs[carried:hoisted], layout, reverse)
+            return steps(list(inputs[:carried]), rows, index, inputs[hoisted:])
+
+        inputs = [*self.starts, *self.hoisted, *self.consts]
+        replay = self.lowered.replay((self.low, self.high, layout.block, 0), layout.block, walk, inputs)
+        states, extras = walk(*inputs) if replay is None else replay(*inputs)
+        return list(states), list(extras)
+
+    def graph_walk(self, first: int, starts: Tensors) -> Walk | None:
+        """A walk of the blocks from step `first` on, as a CUDA graph; None where there is none."""
+        layout, index = self.layout, self.index[first:]
+        carried, hoisted = len(starts), len(starts) + len(self.hoisted)
+
+        def walk(*inputs: torch.Tensor) -> list[list[torch.Tensor]]:
+            state: Tensors = inputs[:carried]
+            states, extras = [], []
+            for given, columns in zip(rows_of(inputs[carried:hoisted], layout, False)[first:], index, strict=True):
+                out = layout.core(*state, *given, *columns, *inputs[hoisted:])
+                state = out[:carried]
+                states.append(state)
+                extras.append(out[carried:])
+            return [[torch.stack(column) for column in zip(*each, strict=True)] for each in (states, extras)]
+
+        inputs, steps = [*starts, *self.hoisted, *self.consts], layout.block - first
+        replay = self.lowered.replay((self.low, self.high, layout.block, first), steps, walk, inputs)
+        if replay is None:
+            return None
+        self.steps += steps
+        columns = [[stack.unbind(0) for stack in stacks] for stacks in kept(replay(*inputs))]
+        states, extras = (list[Tensors](zip(*each, strict=True)) or [()] * steps for each in columns)
+        return Walk(list(starts), states, extras)
+
+    @cached_property
+    def folded(self) -> list[tuple[torch.Tensor, ...]]:
+        """For each step of the parallel blocks what the core takes of the hoisted values."""
+        return rows_of(self.hoisted, self.layout, self.lowered.block.reverse)
 
     def commit(self) -> int:
         layout, lowered = self.layout, self.lowered
@@ -211,12 +263,16 @@ class RecurrenceProblem:
         noise = self.lowered.noise(layout, self.starts)
         guess = [s if n is None else s + n * s.abs().clamp(min=1.0) for s, n in zip(self.starts, noise, strict=True)]
         self.guess, self.guessed = guess, {}
-        state = before = guess
-        carries = self.lowered.block.carries
+        state: Tensors = guess
+        before: Tensors = guess
+        carries, whole = self.lowered.block.carries, self.graph_walk(self.first, guess)
         for j in range(self.first, layout.block):
             before = state
-            state = list(layout.core(*state, *self.folded[j], *self.index[j], *self.consts)[:carries])
-            self.steps += 1
+            if whole is not None:
+                state = whole.states[j - self.first]
+            else:
+                state = layout.core(*state, *self.folded[j], *self.index[j], *self.consts)[:carries]
+                self.steps += 1
             if self.looked_at(j):
                 self.guessed[j] = state  # the others may go: what is kept leaves the caches
         if self.lowered.continuous:
@@ -287,7 +343,7 @@ class RecurrenceProblem:
         assert self.walk is not None
         states = self.walk.states
         block, place = divmod(layout.length - 1, layout.block)
-        self.folded = []
+        self.__dict__.pop("folded", None)
         self.hoisted = [u if kept else None for u, kept in zip(self.hoisted, lowered.outlives, strict=True)]
         self.pieces.append(self.outputs(self.walk))
         final = []
@@ -378,6 +434,13 @@ class RecurrenceProblem:
                 f"every equation holds to {self.residual:.2g} rounding units, contraction {self.contraction:.1g} a block"
             )
         return (*self.carry, *outputs), certificate
+
+
+def rows_of(hoisted: Tensors, layout: Layout, reverse: bool) -> list[tuple[torch.Tensor, ...]]:
+    """For each call of the core, what it takes of the values that were hoisted for all steps."""
+    rows: list[tuple[torch.Tensor, ...]] = list(zip(*[fold(u, layout).unbind(0) for u in hoisted], strict=True))
+    rows = rows or [()] * layout.block
+    return rows[::-1] if reverse and layout.count == 1 else rows
 
 
 @contextlib.contextmanager

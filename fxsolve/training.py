@@ -28,6 +28,7 @@ from fxsolve.passes.pull_back import pull_back
 from fxsolve.passes.readable import generated, readable
 from fxsolve.passes.reuse import reuse
 from fxsolve.passes.split_step import inputs_apart
+from fxsolve.plainly import plainly
 from fxsolve.solvers import Solver
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ class Solve(torch.autograd.Function):
                 f"call the original function where they are needed"
             )
         saved = ctx.saved_tensors
-        found = ctx.pull(saved[: ctx.count], saved[ctx.count :], cotangents, ctx.needs_input_grad[2:])
+        with plainly():
+            found = ctx.pull(saved[: ctx.count], saved[ctx.count :], cotangents, ctx.needs_input_grad[2:])
         return (None, None, *found)
 
 
@@ -185,7 +187,7 @@ def gradients(results: Tensors, inputs: Tensors) -> list[torch.Tensor | None]:
     """A vector-Jacobian product of results, by all inputs that require gradients, with fixed random cotangents."""
     private = torch.Generator().manual_seed(0)
     outputs = [r for r in results if r.requires_grad]
-    cotangents = [torch.randn(r.shape, generator=private, dtype=r.dtype).to(r.device) for r in outputs]
+    cotangents = [torch.randn(r.shape, generator=private, dtype=r.dtype, device="cpu").to(r.device) for r in outputs]
     wanted = [x for x in inputs if x.requires_grad]
     return list(torch.autograd.grad(outputs, wanted, cotangents, retain_graph=True, allow_unused=True))
 

@@ -59,6 +59,9 @@ class Trials:
     def __init__(self, lowered: LoweredRecurrence, initial: Tensors, stacked: Tensors, consts: Tensors, eager: float) -> None:
         self.lowered, self.inputs, self.eager = lowered, (initial, stacked, consts), eager
         self.length = lowered.block.length
+        self.device = next((x.device for values in self.inputs for x in values), torch.device("cpu"))
+        usual = torch.get_num_threads()
+        self.counts = sorted({1, usual}) if self.device.type == "cpu" else [usual]  # of threads
         self.coarse = [b for b in COARSE if SHORTEST * b <= self.length]
         self.refused: dict[Solver, str] = {}
         self.expected: dict[Solver, float] = {}
@@ -68,7 +71,7 @@ class Trials:
 
     def run(self) -> Plan | None:
         """The quickest certified schedule; None where none is certified: `why` says more."""
-        self.lowered.threads = 1  # several are slow beyond measure where another process has the cores
+        self.lowered.threads = self.counts[0]  # several are slow beyond measure where another process has the cores
         first = next((b for b in self.coarse if self.attempt(solver_of(b))), 0)
         near = [b for b in BLOCKS if first / 2 < b <= 4 * first and SHORTEST * b <= self.length]
         checks = [GaussSeidel(c) for c in CHECKS if 2 * c <= self.length]
@@ -87,6 +90,7 @@ class Trials:
         usual = torch.get_num_threads()  # other numbers of threads cost a little outside of the block as well
         solver, threads = min(finalists, key=lambda each: self.seconds[each] * (1.0 if each[1] == usual else THREADS_PAY))
         self.lowered.threads = threads
+        self.lowered.forget_replays(solver.block_of(self.length))
         return Plan(solver, "Recurrence", "quickest certified schedule", self.candidates(), SWEEP_LIMIT, threads)
 
     def attempt(self, solver: Solver) -> bool:
@@ -107,28 +111,29 @@ class Trials:
         """What is done once, before and after all steps; what a step costs; after how many the second sweep meets the first."""
         before, many, after = phases(self.lowered, solver_of(short), *self.inputs, self.limit(solver_of(short)))
         few = phases(self.lowered, solver_of(long), *self.inputs, self.limit(solver_of(long)))[1]
-        device = next((x.device for values in self.inputs for x in values), torch.device("cpu"))
-        step = fitted(many, few, launch_seconds(device))
+        step = fitted(many, few, launch_seconds(self.device))
         return before.seconds + after.seconds, step, max(0.0, many.rounds - short - 3 * short // 5)
 
     def promising(self, candidates: list[Solver], around: float, step: StepCost, until_met: float) -> list[Solver]:
         """Those that the cost model expects most of, the best one first."""
         self.expected = {s: around + expected_seconds(s, step, self.length, until_met) for s in candidates}
+        if self.device.type != "cpu":  # there a walk in order is one CUDA graph, whose steps cost less than launches
+            self.expected |= {s: self.once((s, self.counts[0])) for s in candidates if isinstance(s, GaussSeidel)}
         most = HOPELESS * min(self.expected.values())
         return sorted([s for s in candidates if self.expected[s] <= most], key=self.expected.__getitem__)[:PROMISING]
 
     def try_out(self, candidates: list[Solver]) -> None:
         """Times the certified ones, each on one thread and on all, within the budget."""
         deadline = time.perf_counter() + max(TRIAL_SECONDS, TRIAL_SHARE * self.length * self.eager)
-        counts = sorted({1, torch.get_num_threads()})
+        counts = self.counts
         for solver in candidates:
-            self.lowered.threads = 1
+            self.lowered.threads = counts[0]
             if (self.seconds and time.perf_counter() > deadline) or not self.attempt(solver):
                 continue
             for threads in counts:
                 self.seconds[solver, threads] = self.once((solver, threads))
-            if self.seconds[solver, counts[-1]] > 2 * self.seconds[solver, 1]:
-                counts = [1]
+            if self.seconds[solver, counts[-1]] > 2 * self.seconds[solver, counts[0]]:
+                counts = counts[:1]
 
     def race(self, finalists: list[Setting]) -> None:
         """Times them in turns, as a busy machine may favour any of them."""

@@ -7,7 +7,9 @@ text serves the generated check of all watches together and the slow search for 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +34,10 @@ CONDITIONS = {
     "contents": "{access} != {expected}",
 }
 KEYS = "o.keys()"
+CLASS = "o.__class__"
 METADATA = "(o.dtype, o.shape, o.stride(), o.device, o.requires_grad)"
+class_of = operator.attrgetter("__class__")
+metadata_of = operator.attrgetter("dtype", "shape", "device", "requires_grad")  # but for the strides
 CONTENTS = "digest(o)"
 
 
@@ -86,8 +91,57 @@ class Watch:
         return f"{self.name} was {before}, is {after}"
 
 
-def compile_check(watches: Iterable[Watch]) -> Callable[[], bool]:
-    """One function that says whether all watches hold: a line for each, no calls unless a value is a new object."""
+def compile_check(watches: Sequence[Watch]) -> Callable[[], bool]:
+    """One function that says whether all watches hold.
+
+    As long as the same objects are where they were, a few loops in C over all of them say so. If one of them does not, each
+    watch is looked at by itself: another object may have the same value.
+    """
+    quick, rest = look_at_all(watches)
+    first, every = one_by_one(rest), one_by_one(watches)
+    return lambda: (quick() and first()) or every()
+
+
+def look_at_all(watches: Iterable[Watch]) -> tuple[Callable[[], bool], list[Watch]]:
+    """A function that says whether what it looks at is the same as now, and the watches that this says nothing about."""
+    dicts: dict[int, dict[Any, Any]] = {}
+    sized, objects, tensors, rest = [], [], [], []
+    for watch in watches:
+        if not watch.holds():
+            rest.append(watch)
+        elif isinstance(watch.owner, dict) and watch.access.startswith("o[") and watch.current() is watch.expected:
+            dicts[id(watch.owner)] = watch.owner
+        elif watch.access == KEYS:  # each entry has its own watch, so the same number means the same keys
+            sized.append(watch.owner)
+        elif watch.access == CLASS:
+            objects.append(watch.owner)
+        elif watch.kind == "metadata":
+            tensors.append(watch.owner)
+        else:
+            rest.append(watch)
+    owners = list(dicts.values())
+    sized += owners
+    sizes, classes, metadata = list(map(len, sized)), list(map(class_of, objects)), list(map(metadata_of, tensors))
+    values, strides = list(all_values(owners)), list(map(torch.Tensor.stride, tensors))
+
+    def quick() -> bool:
+        return (
+            all(map(operator.eq, map(len, sized), sizes))
+            and all(map(operator.is_, all_values(owners), values))
+            and all(map(operator.is_, map(class_of, objects), classes))
+            and all(map(operator.eq, map(metadata_of, tensors), metadata))  # no lists, which the garbage collector would count
+            and all(map(operator.eq, map(torch.Tensor.stride, tensors), strides))
+        )
+
+    return quick, rest
+
+
+def all_values(dicts: Iterable[dict[Any, Any]]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(dict.values, dicts))
+
+
+def one_by_one(watches: Iterable[Watch]) -> Callable[[], bool]:
+    """A line for each watch, no calls unless a value is a new object."""
     namespace: dict[str, Any] = {"differs": differs, "digest": digest, "UNREADABLE": UNREADABLE}
     lines = ["def check():", "    try:", "        pass"]
     owner: Any = MISSING
@@ -97,7 +151,7 @@ def compile_check(watches: Iterable[Watch]) -> Callable[[], bool]:
             lines.append(f"        o = o{number}")
         namespace[f"e{number}"] = watch.expected
         condition = CONDITIONS[watch.kind].format(access=watch.access, expected=f"e{number}")
-        if watch.access == KEYS:  # each entry has its own watch, so the same number means the same keys
+        if watch.access == KEYS:
             condition = f"len(o) != {len(watch.expected)}"
         lines.append(f"        if {condition}: return False")
     lines += ["    except UNREADABLE:", "        return False", "    return True"]
@@ -122,8 +176,11 @@ def is_plain(value: Any, depth: int = 8) -> bool:
 def snapshot(value: Any) -> Any:
     """A plain value that later writes into its containers do not reach."""
     kind = type(value)
-    if kind in (list, tuple):
-        return kind([snapshot(item) for item in value])
+    if kind is tuple:
+        copied = tuple([snapshot(item) for item in value])
+        return value if all(map(operator.is_, copied, value)) else copied
+    if kind is list:
+        return [snapshot(item) for item in value]
     if kind is dict:
         return {key: snapshot(item) for key, item in value.items()}
     return set(value) if kind is set else value

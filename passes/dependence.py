@@ -32,7 +32,7 @@ MAX_SLOTS = 2**24
 # A smaller share of zeros in a weight than this is chance.
 _BY_CHANCE = 1e-3
 
-_NONE = torch.tensor(-1.0)
+_NONE = torch.tensor(-1.0, device="cpu")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -118,6 +118,8 @@ def _fold(node: fx.Node, args: Any, kwargs: Any) -> Any:
     """The real result of an op on concrete arguments, with the invariants that its value and its zeros rely on."""
     operands = [fact for fact in leaves((args, kwargs)) if isinstance(fact, Concrete)]
     names = frozenset[str]().union(*(fact.names for fact in operands))
+    if "device" in kwargs:  # the analysis is on the CPU, whatever the program runs on
+        kwargs = {**kwargs, "device": "cpu"}
     try:
         with torch.no_grad():
             value = node.target(*real(args), **real(kwargs))  # type: ignore[operator]

@@ -23,6 +23,7 @@ from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
 
 from fxsolve.ir import CARRY, TensorType, results
+from fxsolve.plainly import overridable
 
 aten = torch.ops.aten
 NAME = "units"
@@ -34,14 +35,15 @@ def unit_step(graph: fx.Graph, carries: int) -> fx.Graph:
     tracer = GraphAppendingTracer(out)
     values: dict[fx.Node, fx.Proxy] = {}
     bounds: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            values[node] = fx.Proxy(out.placeholder(node.name), tracer)
-            stateful = node.name.startswith(CARRY) and floating(node)
-            bounds[node] = values[node].abs() if stateful else None
-        elif node.op == "call_function":
-            values[node] = fx.Proxy(out.node_copy(node, lambda n: values[n].node), tracer)
-            bounds[node] = bound(node, values, bounds)
+    with overridable():
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                values[node] = fx.Proxy(out.placeholder(node.name), tracer)
+                stateful = node.name.startswith(CARRY) and floating(node)
+                bounds[node] = values[node].abs() if stateful else None
+            elif node.op == "call_function":
+                values[node] = fx.Proxy(out.node_copy(node, lambda n: values[n].node), tracer)
+                bounds[node] = bound(node, values, bounds)
     wanted = [bounds[n] if bounds[n] is not None else values[n].abs() for n in results(graph)[:carries]]
     out.output(tuple(w.node for w in wanted))
     out.eliminate_dead_code()

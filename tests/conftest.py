@@ -13,6 +13,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden texts instead of comparing them")
+    parser.addoption("--device", default="cpu", help="torch's default device; tests of files and of texts are the CPU's")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") != "cpu":  # tests make tensors when they are imported, too
+        torch.set_default_device(config.getoption("--device"))
 
 
 @pytest.fixture(autouse=True, scope="session")
