@@ -284,15 +284,20 @@ def main() -> None:
             + (f"{result['predicted'] / result['seconds']['chosen']:.2f}" if result["predicted"] else "-"),
             flush=True,
         )
-    regrets = [result["regret"] for result in report["cases"].values()]
-    slowest = min(result["over_original"] for result in report["cases"].values())
-    report["summary"] = {"median": statistics.median(regrets), "worst": max(regrets), "least_over_original": slowest}
-    middle, worst = 100 * statistics.median(regrets), 100 * max(regrets)
-    print(f"{len(regrets)} cases: regret {middle:.0f} % in median, {worst:.0f} % at worst")
-    print(f"at least {slowest:.2f}x over the original")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+        report["summary"] = summary(list(report["cases"].values()))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    found = report["summary"]
+    middle, worst = 100 * found["median"], 100 * found["worst"]
+    print(f"{len(wanted)} cases: regret {middle:.0f} % in median, {worst:.0f} % at worst")
+    print(f"at least {found['least_over_original']:.2f}x over the original")
     print(f"written: {out}")
+
+
+def summary(results: list[dict]) -> dict[str, float]:
+    regrets = [result["regret"] for result in results]
+    slowest = min(result["over_original"] for result in results)
+    return {"median": statistics.median(regrets), "worst": max(regrets), "least_over_original": slowest}
 
 
 if __name__ == "__main__":

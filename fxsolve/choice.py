@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from fxsolve.codegen import Executable
 from fxsolve.schedule import PAYS
 from fxsolve.timing import seconds_of
 
-TRIALS = 5
+TRIALS = 15
 TRIAL_SECONDS = 0.5
 
 
@@ -32,11 +33,10 @@ def quick_enough(executable: Executable) -> float | None:
 
 
 def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:
-    """The seconds of each one's quickest run, each prepared anew; in turns, so that what else the machine does hits all."""
-    best = [float("inf")] * len(prepare)
+    """The seconds of each one's typical run, each prepared anew; in turns, so that what else the machine does hits all."""
+    taken: list[list[float]] = [[] for _ in prepare]
     deadline = time.perf_counter() + TRIAL_SECONDS
-    for _ in range(TRIALS):
-        best = [min(seconds, seconds_of(made())) for seconds, made in zip(best, prepare, strict=True)]
-        if time.perf_counter() > deadline:
-            break
-    return best
+    while len(taken[0]) < TRIALS and (not taken[0] or time.perf_counter() < deadline):
+        for seconds, made in zip(taken, prepare, strict=True):
+            seconds.append(seconds_of(made()))
+    return list(map(statistics.median, taken))

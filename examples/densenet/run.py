@@ -1,12 +1,12 @@
 """DenseNets as equations: how many Jacobi sweeps their layers need, what that would give, and what it gives.
 
-    python -m examples.densenet.run [--small] [--device cuda]
+    python -m examples.densenet.run [--small] [--device cuda] [--torch-compile NAME]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import fxsolve
 from examples.densenet.data import digits, photographs
 from examples.densenet.model import cifar
 from examples.densenet.weights import trained, untrained
-from examples.report import interleaved, medians, write_report
+from examples.report import interleaved, medians, once, write_report
 from fxsolve import visualize
 
 OUT = Path(__file__).parent / "out"
@@ -47,9 +47,11 @@ class Found:
         return len(self.right) - next(n for n, right in enumerate([*self.right[::-1], False]) if not right) + 1
 
 
-def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: str) -> tuple[Found, Any]:
+def measure(
+    name: str, model: nn.Module, images: Tensor, rounds: int, device: str, beside: bool
+) -> tuple[Found, Any]:
     """Solves the layers by Jacobi sweeps, and compares times with eager and with what fxsolve chooses; returns the network
-    that was swept, too.
+    that was swept, too. `beside`: torch.compile, with CUDA graphs on a GPU, is timed as well.
     """
     swept, fast = fxsolve.compile(model, solver=fxsolve.Jacobi()), fxsolve.compile(model)
     expected = model(images)
@@ -63,6 +65,8 @@ def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: st
     distances = tuple(((s - expected).abs().max() / largest).item() for s in scores)
     right = tuple(torch.equal(s.topk(5).indices, best) for s in scores)
     variants = {"eager": lambda: model(images), "fast": lambda: fast(images)}
+    if beside:
+        variants["torch.compile"] = torch_compiled(model, images, device)
     seconds = medians(interleaved(variants, rounds, device))
     seconds |= medians(interleaved({"jacobi": lambda: swept(images)}, 3, device))
     estimated = {n: swept.predict(n) for n in DEVICES}
@@ -74,12 +78,22 @@ def measure(name: str, model: nn.Module, images: Tensor, rounds: int, device: st
     return found, swept
 
 
+def torch_compiled(model: nn.Module, images: Tensor, device: str) -> Callable[[], Tensor]:
+    """The network as torch.compile makes it, warmed up."""
+    compiled = torch.compile(model, mode="reduce-overhead")
+    first = once(lambda: compiled(images), device)
+    for _ in range(3):
+        compiled(images)
+    print(f"torch.compile: {first:.1f} s for its first call", flush=True)
+    return lambda: compiled(images)
+
+
 def tables(found: list[Found]) -> None:
     """Sweeps and real times; then, apart from them, the estimates."""
     real = Table(title="Jacobi sweeps over layers; seconds as measured on this device", title_justify="left")
     for heading in ("network", "layers", "sweeps to top 5", "to certificate", "certificate"):
         real.add_column(heading)
-    for heading in ("eager s", "chosen s", "ratio", "Jacobi s"):
+    for heading in ("eager s", "chosen s", "ratio", "torch.compile s", "Jacobi s"):
         real.add_column(heading, justify="right", no_wrap=True)
     real.add_column("choice")
     title = "Estimates: layers of a sweep side by side, no communication. Nothing here was measured"
@@ -89,7 +103,8 @@ def tables(found: list[Found]) -> None:
         guess.add_column(heading, justify="right")
     for f in found:
         eager, fast = f.seconds["eager"], f.seconds["fast"]
-        times = (f"{eager:.4f}", f"{fast:.4f}", f"{eager / fast:.2f}x", f"{f.seconds['jacobi']:.4f}")
+        other = f"{f.seconds['torch.compile']:.4f}" if "torch.compile" in f.seconds else "-"
+        times = (f"{eager:.4f}", f"{fast:.4f}", f"{eager / fast:.2f}x", other, f"{f.seconds['jacobi']:.4f}")
         real.add_row(f.name, str(f.layers), str(f.to_top5), str(len(f.right)), f.certificate, *times, f.choice)
         paper = f.estimated[DEVICES[-1]] * f.to_top5 / len(f.right)
         guess.add_row(f.name, *[f"{s:.4f}" for s in (f.in_order, *f.estimated.values(), paper)])
@@ -131,11 +146,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="one small network, seconds instead of minutes, for tests")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--torch-compile", metavar="NAME", help="also time torch.compile, of networks whose name begins so")
     options = parser.parse_args()
     found, rounds, device = [], 3 if options.small else 25, options.device
     with torch.no_grad():
         for name, model, images in networks(options.small):
-            line, swept = measure(name, model.to(device), images.to(device), rounds, device)
+            beside = options.torch_compile is not None and name.startswith(options.torch_compile)
+            line, swept = measure(name, model.to(device), images.to(device), rounds, device, beside)
             found.append(line)
     tables(found)
     path = OUT / f"{'small-' if options.small else ''}sweeps.png"
