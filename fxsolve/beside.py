@@ -47,7 +47,8 @@ class BesideTheGuess:
             disturbed = in_units(start, problem.guess, problem.units, problem.layout.count)
             survived = in_units(walk.states[step], guessed[step], problem.units, problem.layout.count)
             left = forgetting(disturbed, survived, most(disturbed))
-            problem.far = max(left, CONTRACTION) if left is not None and self.gap.grew() else left
+            if left is not None:
+                problem.far = max(float(left.max()), CONTRACTION if self.gap.grew() else 0.0)
         return False
 
 
@@ -88,7 +89,8 @@ class BesideTheLast:
         final = problem.final
         left = forgetting(self.disturbed[final:], survived[final:], self.least[final:])
         if left is not None:
-            problem.local = max(left, CONTRACTION) if self.gap.grew() else left
+            problem.ratios[final:] = left  # a block that is final by now keeps the one that it had
+            problem.local = max(float(problem.ratios.max()), CONTRACTION if self.gap.grew() else 0.0)
         problem.contraction = problem.far if problem.local is None else problem.local
         before, problem.settling = problem.settling, float(survived.max())
         problem.violation = problem.settling

@@ -56,6 +56,7 @@ class Recording:
     statics: tuple[Any, ...]  # the flat results; Mark.TENSOR where a tensor stands
     before: dict[int, torch.Tensor]  # leaf index -> its content before the run wrote to it
     read_out: dict[str, torch.Tensor]  # tensors of the function, by name, out of which Python read numbers
+    parts: dict[str, torch.Tensor]  # tensors of the function that are parts of one memory, which is read as a whole
     refusal: str | None = None
     other_mode: str | None = None  # where gradients were on or off, in spite of how the call began
 
@@ -81,6 +82,8 @@ class Recorder(TorchDispatchMode):
         self.origins: dict[int, tuple[str, str, torch.Tensor, int]] = {}
         self.python_tensors: set[int] = set()
         self.read_out: dict[str, torch.Tensor] = {}
+        self.held: dict[int, dict[str, torch.Tensor]] = {}  # the tensors of the function, by storage and name
+        self.parts: dict[str, torch.Tensor] = {}
         self.shared: dict[int, str] = {}  # storages of two inputs, and of which
         self.plans: dict[int, OpPlan] = {}  # id of an operator, which its plan keeps alive
         self.lines: dict[tuple[int, int], int] = {}  # (id of a code object, instruction) -> source; -1: not the user's
@@ -90,6 +93,8 @@ class Recorder(TorchDispatchMode):
         self.other_mode: str | None = None
         for name, tensor in self.known.items():
             self._origin("attribute", name, tensor)
+            if tensor.layout is torch.strided:
+                self.held.setdefault(tensor.untyped_storage()._cdata, {})[name] = tensor
         for position, tensor in self.arguments:
             self._origin("argument", f"argument {position}", tensor, position)
 
@@ -318,6 +323,8 @@ class Recorder(TorchDispatchMode):
                 )
             origin = ("constant", f"constant {len(self.tape.leaves)}", whole_storage(tensor), -1)
         kind, name, root, position = origin
+        if kind == "attribute":
+            root = self._whole(root, self.held[storage._cdata])
         type_id = self._type(root)
         value = self.tape.new_value(type_id)
         leaf = len(self.tape.leaves)
@@ -327,6 +334,20 @@ class Recorder(TorchDispatchMode):
         self.place[value] = (cell, offset)
         self.handles[(cell, offset, type_id, self.gradients and root.requires_grad)] = value
         return cell
+
+    def _whole(self, root: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What all tensors in one memory are views of: one of them, or the memory, as with cuDNN's flattened weights."""
+        first: int = root.storage_offset()  # type: ignore[assignment]
+        last = first + TensorType.of(root).span
+        if all(first <= t.storage_offset() and t.storage_offset() + TensorType.of(t).span <= last for t in parts.values()):
+            return root
+        if self.gradients and any(t.requires_grad for t in parts.values()):
+            raise CaptureError(
+                f"{', '.join(list(parts)[:2])} and others are parts of one memory (as cuDNN's flattened weights are), and "
+                f"gradients are asked for"
+            )
+        self.parts |= parts
+        return torch.empty(0, dtype=root.dtype, device=root.device).set_(root.untyped_storage())  # type: ignore[call-overload]
 
     def _new_view(self, tensor: torch.Tensor, cell: int, offset: int, type_id: int) -> int:
         home = self.cells[cell]
@@ -500,7 +521,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             recorder.refusal = str(error)
         except Exception as error:
             recorder.refusal = f"{odd_tensor(results) or error} is returned, which cannot be recorded"
-    found = (recorder.before, recorder.read_out, recorder.refusal, recorder.other_mode)
+    found = (recorder.before, recorder.read_out, recorder.parts, recorder.refusal, recorder.other_mode)
     return Recording(recorder.tape, result, spec, statics, *found)
 
 

@@ -44,20 +44,17 @@ def grew(gaps: torch.Tensor) -> bool:
     return bool((gaps[1:] > REACH * least).any())
 
 
-def forgetting(disturbed: torch.Tensor, survived: torch.Tensor, least: torch.Tensor) -> float | None:
-    """What is left of a disturbance, of which each block got `least` or more: the worst block's ratio.
+def forgetting(disturbed: torch.Tensor, survived: torch.Tensor, least: torch.Tensor) -> torch.Tensor | None:
+    """What is left of a disturbance, of which each block got `least` or more: the ratio of each block's worst component.
 
     A component that was hardly moved says nothing about itself. Where that happens by chance, here and there, the
     others speak; where it happens to a quarter of a block or of a component's blocks, nothing was measured (None).
-    Without a block that is disturbed, all of them start from their true states.
     """
-    if not len(disturbed):
-        return 0.0
-    if float(disturbed.min()) < TELLING:
+    if len(disturbed) and float(disturbed.min()) < TELLING:
         weak = disturbed < TELLING
         if weak.sum(0).max() > len(weak) / 4 or weak.sum(1).max() > weak.shape[1] / 4:
             return None
-    return float((survived.amax(1) / least).max())
+    return survived.amax(1) / least
 
 
 def weakest(disturbed: torch.Tensor) -> torch.Tensor:

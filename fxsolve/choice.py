@@ -11,8 +11,8 @@ from fxsolve.codegen import Executable
 from fxsolve.schedule import PAYS
 from fxsolve.timing import seconds_of
 
-TRIALS = 15
-TRIAL_SECONDS = 0.5
+TURNS, CLEAR_AFTER, CLEARLY = 25, 5, 1.5
+TRIAL_SECONDS, TURN = 0.5, 0.005
 
 
 def in_order(executable: Executable) -> bool:
@@ -33,10 +33,20 @@ def quick_enough(executable: Executable) -> float | None:
 
 
 def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:
-    """The seconds of each one's typical run, each prepared anew; in turns, so that what else the machine does hits all."""
+    """The seconds of each one's typical run, each prepared anew; in turns, so that what else the machine does hits all.
+
+    A turn is as many runs as take TURN seconds: the first one, after another program's, finds the caches full of that one.
+    It ends as soon as one is clearly ahead.
+    """
     taken: list[list[float]] = [[] for _ in prepare]
     deadline = time.perf_counter() + TRIAL_SECONDS
-    while len(taken[0]) < TRIALS and (not taken[0] or time.perf_counter() < deadline):
+    while True:
         for seconds, made in zip(taken, prepare, strict=True):
-            seconds.append(seconds_of(made()))
-    return list(map(statistics.median, taken))
+            runs = [seconds_of(made())]
+            while sum(runs) < TURN:
+                runs.append(seconds_of(made()))
+            seconds.append(statistics.median(runs))
+        medians = list(map(statistics.median, taken))
+        clear = len(taken[0]) >= CLEAR_AFTER and max(medians) > CLEARLY * min(medians)
+        if clear or len(taken[0]) == TURNS or time.perf_counter() > deadline:
+            return medians

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxsolve.arguments import copied, copied_from, generator_states, set_generator_states, tensors_of, trial_inputs
 from fxsolve.capture import Recording, no_garbage_collection, record, recording
 from fxsolve.chain import ChainRunner
-from fxsolve.choice import TRIALS, in_order, quick_enough, race
+from fxsolve.choice import in_order, quick_enough, race
 from fxsolve.clock import Clock
 from fxsolve.codegen import Executable
 from fxsolve.drift import Drift
@@ -52,6 +52,8 @@ from fxsolve.tape import Mark, Tape
 from fxsolve.timing import seconds_of
 from fxsolve.training import BlockGradient, coarsest, compare_gradients, gradients
 from fxsolve.verify import same_generators, same_results
+
+LOOKS = 5  # at signature and guards, to see how long one takes
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Compiler:
         changed = guards.changes()
         if changed:
             guards = Guards.collect(self.fn, args, kwargs).without(changed)
-        guards = guards.with_contents(recording.read_out)
+        guards = guards.with_contents(recording.read_out).with_places(recording.parts)
         effects = side_effects(changed, self.fn)
         if changed and effects is not None and recording.refusal is None and key not in self.unsettled:
             self.unsettled.add(key)
@@ -415,7 +417,7 @@ class Compiler:
             generator_states(flat)
             executable.inputs(flat)
 
-        shell = seconds_of(looked_up, TRIALS)
+        shell = seconds_of(looked_up, LOOKS)
         theirs, ours = race(original, compiled)
         return theirs, shell + ours
 

@@ -71,6 +71,11 @@ class Guards:
         more = [Watch(name, tensor, CONTENTS, digest(tensor), "contents") for name, tensor in tensors.items()]
         return Guards((*self._watches, *more), self._tensors)
 
+    def with_places(self, tensors: Mapping[str, torch.Tensor]) -> Guards:
+        """The guards, and where some tensors are in memory, by name."""
+        more = [Watch(name, tensor, "o.data_ptr()", tensor.data_ptr(), "value") for name, tensor in tensors.items()]
+        return Guards((*self._watches, *more), self._tensors)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor that `fn` can reach, by path: `model.cell.weight_ih`, `closure h0`, `global W`."""
         return dict(self._tensors)

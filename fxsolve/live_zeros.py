@@ -46,7 +46,7 @@ def moving(value: torch.Tensor) -> torch.Tensor:
     leaves = leaves_of(value)
     if any(leaf is value for leaf in leaves):
         return torch.ones_like(value, dtype=torch.bool)
-    private = torch.Generator().manual_seed(0)
+    private = torch.Generator("cpu").manual_seed(0)
     z = torch.zeros_like(value, requires_grad=True)
     try:
         with torch.enable_grad():

@@ -162,7 +162,7 @@ class LoweredRecurrence:
         """Fixed moves of a tenth or so, of either sign, for every component of every block's start."""
         key = (layout.length, layout.block)
         if key not in self.moves:
-            generator = torch.Generator().manual_seed(0)
+            generator = torch.Generator("cpu").manual_seed(0)
             made: list[torch.Tensor | None] = []
             for s in starts:
                 size = 0.05 + 0.1 * torch.rand(s.shape, generator=generator)

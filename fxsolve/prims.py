@@ -158,7 +158,7 @@ def one_stream(kind: str, whole: tuple[int, ...], dtype: torch.dtype, device: st
     """
     if kind != "uniform" or device != "cpu":
         return False
-    first, second = (torch.Generator().manual_seed(0) for _ in range(2))
+    first, second = (torch.Generator("cpu").manual_seed(0) for _ in range(2))
     rows = torch.stack([torch.empty(whole[1:], dtype=dtype, device=device).uniform_(generator=first) for _ in range(whole[0])])
     together = torch.empty(whole, dtype=dtype, device=device).uniform_(generator=second)
     return torch.equal(rows, together) and torch.equal(first.get_state(), second.get_state())

@@ -123,7 +123,8 @@ class RecurrenceProblem:
         self.at_once = False  # whether all steps of the last sweep were walked at once, as a CUDA graph
         self.met = False  # whether it ends in the one before, and every block forgets
         self.far: float | None = None  # what the last steps of a block leave of the warm-up's guess
-        self.local: float | None = None  # what a block leaves of a small difference at its start
+        self.local: float | None = None  # what a block leaves of a small difference at its start, at the most
+        self.ratios = torch.zeros(layout.count, device=self.device)  # of each block
 
     def core_index(self, low: int) -> list[list[Any]]:
         """For each call of the core the index constants: numbers in order, tensors of one number a block in parallel."""

@@ -185,7 +185,7 @@ def handed_out(value: torch.Tensor, kept: Tensors) -> torch.Tensor:
 
 def gradients(results: Tensors, inputs: Tensors) -> list[torch.Tensor | None]:
     """A vector-Jacobian product of results, by all inputs that require gradients, with fixed random cotangents."""
-    private = torch.Generator().manual_seed(0)
+    private = torch.Generator("cpu").manual_seed(0)
     outputs = [r for r in results if r.requires_grad]
     cotangents = [torch.randn(r.shape, generator=private, dtype=r.dtype, device="cpu").to(r.device) for r in outputs]
     wanted = [x for x in inputs if x.requires_grad]

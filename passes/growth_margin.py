@@ -26,7 +26,7 @@ def margin(original: Tape, padded: Padded, leaves: Sequence[Tensor], tokens: Ten
     `tokens`: a content of the buffer. Raises NotPadded where the two say different things.
     """
     given = [{leaf.value: value for leaf, value in zip(tape.leaves, leaves)} for tape in (original, padded.tape)]
-    private = torch.Generator().manual_seed(0)
+    private = torch.Generator("cpu").manual_seed(0)
     order = torch.randperm(tokens.numel(), generator=private).to(tokens.device)
     others = tokens.flatten()[order].view_as(tokens)
     worst = 0.0

@@ -39,7 +39,7 @@ def probe_bits(
     `consts` are the block's invariants c0, c1, ...
     """
     reader = _Reader(block, consts)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     before = reader.read(network(*buffers), block.length)
     for t in steps:
         for scale in (torch.inf,) if nonfinite else SCALES:
@@ -115,7 +115,7 @@ def unstable_op(head: fx.Graph) -> str | None:
 
 
 def _differs(node: fx.Node) -> bool:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     samples = {n: _values(n.meta["type"], generator) for n in node.all_input_nodes if isinstance(n.meta["type"], TensorType)}
     results = []
     for layout in (_plain, _strided, _short_rows):

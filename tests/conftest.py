@@ -16,9 +16,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="torch's default device; tests of files and of texts are the CPU's")
 
 
+class Generator(torch.Generator):
+    """A generator on torch's default device, which is where tests want theirs."""
+
+    def __new__(cls, device: torch.device | str | None = None) -> Generator:
+        return super().__new__(cls, device or torch.get_default_device())
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") != "cpu":  # tests make tensors when they are imported, too
         torch.set_default_device(config.getoption("--device"))
+        torch.Generator = Generator  # type: ignore[misc]
 
 
 @pytest.fixture(autouse=True, scope="session")

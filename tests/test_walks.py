@@ -38,14 +38,16 @@ def test_growth_from_any_earlier_step_is_seen(distances: tuple[float, ...]) -> N
 
 def test_forgetting_is_the_worst_blocks_ratio() -> None:
     disturbed = torch.tensor([[100.0, 200.0], [50.0, 400.0]])
-    assert forgetting(disturbed, torch.tensor([[1.0, 0.0], [0.0, 2.0]]), weakest(disturbed)) == pytest.approx(2 / 50)
+    ratios = forgetting(disturbed, torch.tensor([[1.0, 0.0], [0.0, 2.0]]), weakest(disturbed))
+    assert ratios is not None and ratios.tolist() == pytest.approx([1 / 100, 2 / 50])
 
 
 def test_nothing_is_said_where_too_little_was_moved() -> None:
     disturbed = torch.full((8, 8), 10 * TELLING)
     survived = torch.zeros(8, 8)
     disturbed[2, 3] = 0.0
-    assert forgetting(disturbed, survived, weakest(disturbed)) == 0.0  # by chance, here
+    ratios = forgetting(disturbed, survived, weakest(disturbed))
+    assert ratios is not None and not ratios.any()  # by chance, here
     disturbed[2, :3] = 0.0
     assert forgetting(disturbed, survived, weakest(disturbed)) is None  # half of one block
     disturbed[2] = 10 * TELLING
