@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 DEVICE ?= cpu
+# Tests run in so many processes, each on one thread; those of a file in one of them
+WORKERS ?= 2
 # pyproject.toml's package-dir map, said again in links for pyright, which does not read the map
 TYPES := build/types/fxsolve
 VENV := .venv
@@ -34,7 +36,7 @@ demo: $(STAMP)
 	@ls -1 $(REPORTS)
 
 test: lint docs
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 	$(PY) -m examples.rnn.run --small
 	$(PY) -m examples.rnn.train --small
 	$(PY) -m examples.made.run --small

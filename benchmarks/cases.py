@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from examples.densenet import weights as densenet_weights
 from examples.densenet.data import digits, photographs
-from examples.flows import models as flow_models
 from examples.made.train import trained
 from examples.pixelcnnpp import weights as pixelcnnpp_weights
 from examples.rnn.models import LinearGRUCell, LinearLSTMCell, LinearRNNCell, Loop, LSTMLoop, PixelRNN
@@ -114,8 +113,11 @@ def made(batch: int, small: bool) -> Subject:
 def densenet(network: int | str, small: bool) -> Subject:
     """The networks of examples/densenet, one image: "digits", trained, or DenseNet-121 or -201, untrained, on a photograph."""
     if small or network == "digits":
-        return Subject(densenet_weights.trained(), (digits()[1][0][:1],), ())
-    return Subject(densenet_weights.untrained(int(network)), (photographs(1),), ())
+        model, image = densenet_weights.trained(), digits()[1][0][:1]
+    else:
+        model, image = densenet_weights.untrained(int(network)), photographs(1)
+    device = torch.get_default_device()
+    return Subject(model.to(device), (image.to(device),), ())
 
 
 def pixelcnnpp(kind: str, method: str, batch: int, small: bool) -> Subject:
@@ -135,6 +137,8 @@ def sampler(name: str, method: str, arguments: tuple, small: bool) -> Subject:
 
 def flow(package: str, batch: int, small: bool) -> Subject:
     """Sampling from zuko's flow, inverting normflows', both as they come."""
+    from examples.flows import models as flow_models  # needs both packages, which no other case does
+
     model = flow_models.trained(package, small)
     if package == "zuko":
         return Subject(model().sample, ((batch,),), ())

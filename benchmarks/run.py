@@ -1,6 +1,6 @@
 """Measure eager, the strongest alternative and fxsolve in turns, in one process, and write JSON and a Markdown table.
 
-    python -m benchmarks.run [--only TEXT] [--device cuda] [--small] [--out FILE] [--torch-compile]
+    python -m benchmarks.run [--only TEXT] [--device cuda] [--tf32] [--small] [--out FILE] [--torch-compile]
 
 Times include everything a call does: guards, stopping tests and certificates.
 """
@@ -12,8 +12,6 @@ import copy
 import datetime
 import itertools
 import json
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -27,26 +25,11 @@ from torch import Tensor
 import fxsolve
 from benchmarks import torch_compile
 from benchmarks.cases import Case, Subject, cases, training
+from benchmarks.machine import RESULTS, machine
 from benchmarks.table import markdown
 from examples.report import SEED, interleaved, once
 
-RESULTS = Path(__file__).parent / "results"
 SEEDS = 10
-
-
-def machine(device: str) -> dict:
-    """What a reader must know about where the numbers come from."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    described = {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    described["vectors"] = torch.backends.cpu.get_cpu_capability()
-    described |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.system()}
-    if device == "cuda":
-        described["gpu"] = torch.cuda.get_device_name()
-    return described
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -151,6 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="only cases whose name contains this; merged into the file")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tf32", action="store_true", help="let cuDNN round inputs to 10 bits, as torch does by itself")
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds of a case's rounds")
     parser.add_argument("--threads", type=int, help="torch's threads; torch's own choice if not given")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the benchmark itself")
     parser.add_argument("--out", type=Path, help="the JSON file; the table goes next to it")
@@ -160,17 +145,17 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     if options.device != "cpu":  # it puts a Python call before each of torch's functions
         torch.set_default_device(options.device)
-    torch.backends.cudnn.allow_tf32 = False  # torch's fused recurrent modules would otherwise round inputs to 10 bits
+    torch.backends.cudnn.allow_tf32 = options.tf32
     out = options.out or RESULTS / f"{options.device}{'-small' if options.small else ''}.json"
 
     wanted = [case for case in cases(options.small) if options.only in case.name]
     if not wanted:
         sys.exit(f"no case contains {options.only!r}; there are: " + "; ".join(c.name for c in cases(options.small)))
-    report: dict = {"machine": machine(options.device), "cases": {}}
+    report: dict = {"machine": machine(options.device) | ({"tf32": True} if options.tf32 else {}), "cases": {}}
     if options.only and out.exists():
         report["cases"] = json.loads(out.read_text())["cases"]
     for case in wanted:
-        result = measure(case, options.device, 0.5 if options.small else 15.0)
+        result = measure(case, options.device, 0.5 if options.small else options.budget)
         if options.torch_compile:
             limit = 60 + 4 * result["seconds"]["eager"]["median"]
             arguments = (options.device, options.small, torch.get_num_threads())

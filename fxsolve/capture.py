@@ -164,7 +164,8 @@ class Recorder(TorchDispatchMode):
         """Takes down a call that the dispatcher did not see."""
         if self.refusal is None:
             try:
-                self._record(op, OpPlan.of(op), args, {}, result)
+                with torch._C._DisableTorchDispatch():  # what the taking down itself calls
+                    self._record(op, OpPlan.of(op), args, {}, result)
             except CaptureError as error:
                 self.refusal = str(error)
 

@@ -43,9 +43,7 @@ class Replay:
             held = [x.clone() if i in self.copies else x for i, x in enumerate(inputs)]
         self.targets = [held[i] for i in self.copies]
         self.places = [held[i].data_ptr() for i in self.reads]
-        with torch.cuda.device(held[0].device), no_garbage_collection():  # a graph that is let go of would end the recording
-            warmed_up(self.function, held)
-            self.graph, self.results = recorded(self.function, held)
+        self.graph, self.results = recorded(self.function, held)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """The function's results; the next call writes over them."""
@@ -91,14 +89,16 @@ def sync_debug_mode(mode: int | str) -> None:
 
 def recorded(function: Callable[..., Any], inputs: Tensors) -> tuple[torch.cuda.CUDAGraph, Any]:
     """The graph, and the results as they will be in the same place after each replay. Raises NotReplayable."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            return graph, function(*inputs)
-    except RuntimeError as error:
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())  # it would go on as if it were being recorded
-        raise NotReplayable(first_line(error)) from error
+    with torch.cuda.device(inputs[0].device), no_garbage_collection():  # a graph that is let go of would end the recording
+        warmed_up(function, inputs)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                return graph, function(*inputs)
+        except RuntimeError as error:
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())  # it would go on as if it were being recorded
+            raise NotReplayable(first_line(error)) from error
 
 
 def first_line(error: RuntimeError) -> str:

@@ -120,7 +120,9 @@ def index_add(call: Call, x: Any, dim: int, indices: Any, source: Any, **_: Any)
     if not isinstance(indices, Concrete):
         return None
     found = index_of(x).clone(memory_format=torch.contiguous_format)
-    found.index_reduce_(dim, call.mask(indices), index_of(source).contiguous(), "amax")
+    added = index_of(source)
+    along = [-1 if d == dim % max(1, found.dim()) else 1 for d in range(found.dim())]
+    found.scatter_reduce_(dim, call.mask(indices).long().reshape(along).expand(added.shape), added, "amax")
     return Dependence(found, signed=signed(x, source))
 
 

@@ -51,3 +51,18 @@ def test_gradients_are_the_originals() -> None:
         out = compiled(x)
     out.sum().backward()
     assert model.u.grad is not None
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_modules_stay_one_call_where_cudnn_takes_them(kind: type[nn.RNNBase], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxsolve.doors.acceptable", lambda x: True)
+    model, x = kind(4, 4, num_layers=2, bidirectional=True, batch_first=True), torch.randn(2, 64, 4)
+    memory = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    parts = memory.split([p.numel() for p in model.parameters()])
+    for p, part in zip(model.parameters(), parts, strict=True):
+        p.data = part.view(p.shape)
+    compiled = fxsolve.compile(model)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(compiled(x)[0], model(x)[0])
+    assert "no sequential part" in compiled.solution.fallback
