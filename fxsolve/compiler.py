@@ -48,12 +48,9 @@ from fxsolve.shell import Shell, shell_of
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
-from fxsolve.tape import Mark, Tape
-from fxsolve.timing import seconds_of
+from fxsolve.tape import Leaf, Mark, Tape
 from fxsolve.training import BlockGradient, coarsest, compare_gradients, gradients
 from fxsolve.verify import same_generators, same_results
-
-LOOKS = 5  # at signature and guards, to see how long one takes
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,10 @@ class Options:
 
 class Changed(Exception):
     """What is known for a signature holds no more."""
+
+
+class Unsolved(NotSolved):
+    """A later call that the compiled program does not answer."""
 
 
 @dataclass
@@ -173,22 +174,37 @@ class Compiler:
             self.solution = Solution((), seconds, why)
             drift.original_ran(seconds)
             return result
+        try:
+            return self.compiled_call(entry, executable, args, kwargs, start, self.options.verify == "always")
+        except Unsolved as why:
+            if overlapped:
+                entry.check_guards()
+            return self.instead(entry, str(why), args, kwargs, start)
+
+    def compiled_call(
+        self,
+        entry: Entry,
+        executable: Executable,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        start: float,
+        verify: bool = False,
+    ) -> Any:
+        """The compiled program's result. Raises Unsolved, with nothing written and the generators as they were."""
         flat = args if not kwargs and all(isinstance(a, torch.Tensor) for a in args) else pytree.tree_leaves((args, kwargs))
         states = generator_states(flat)
         leaves = executable.inputs(flat)
         try:
             values = executable.values(leaves)
-            if overlapped:
+            if executable.on_gpu:
                 entry.check_guards()
         except Exception as error:  # not solved, or an error that the original raises in its own words
             set_generator_states(states)
-            if overlapped:
-                entry.check_guards()
-            return self.instead(entry, str(error), args, kwargs, start)
+            raise Unsolved(str(error)) from error
         entry.failures = 0
         if not self.options.solvers and in_order(executable):  # a plan that was made anew
             self.run_original(entry, executable)
-        if self.options.verify == "always":
+        if verify:
             after = generator_states(flat)
             set_generator_states(states)
             eager = self.fn(*copied((args, kwargs))[0], **kwargs)
@@ -198,8 +214,8 @@ class Compiler:
         blocks = tuple(r.solution for r in executable.runners.values() if r.solution is not None)
         seconds = time.perf_counter() - start
         self.solution = Solution(blocks, seconds)
-        if drift is not None:
-            drift.compiled_ran(seconds)
+        if entry.drift is not None:
+            entry.drift.compiled_ran(seconds)
         if entry.spec is None:
             return results[0]
         return rebuilt(results, entry)
@@ -280,6 +296,8 @@ class Compiler:
                     compare_gradients(values, leaves, tensors_of(recording.result), coarsest(program))
             if isinstance(grown, Padded):
                 self.set_slack(grown, tape, executable, leaves)
+            entry.spec = None if recording.spec == LEAF_SPEC else recording.spec
+            entry.statics = recording.statics
             self.choose(entry, executable, leaves, FirstCall(args, kwargs, before, recording))
             clock("time", entry.choice)
             if kept is None or any(r.known is None for r in executable.runners.values()):
@@ -295,8 +313,6 @@ class Compiler:
             return self.keep_original(entry, reason, recording.result, start)
         finally:
             set_generator_states(after)
-        entry.spec = None if recording.spec == LEAF_SPEC else recording.spec
-        entry.statics = recording.statics
         return self.finished(recording.result, entry, start)
 
     def finished(self, result: Any, entry: Entry, start: float) -> Any:
@@ -392,34 +408,37 @@ class Compiler:
         entry.executable = executable
         entry.choice = "compiled"
 
-    def race(
-        self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall
-    ) -> tuple[float, float]:
-        """Seconds of the original and of the compiled program on this call's inputs, gradients and shell included."""
+    def race(self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall) -> tuple[float, float]:
+        """Seconds of the original and of a later call on this call's inputs, gradients included; leaves all as it was."""
+
+        def prepared(run: Callable[..., Any]) -> Callable[[], Callable[[], None]]:
+            def prepare() -> Callable[[], None]:
+                args, kwargs = copied_from(call.args, call.kwargs, call.recording)
+                set_generator_states(call.generators)
+                return lambda: ran(run(args, kwargs))
+
+            return prepare
 
         def ran(result: Any) -> None:
             if executable.trains:
                 gradients(tensors_of(result), leaves)
 
-        def original() -> Callable[[], None]:
-            args, kwargs = copied_from(call.args, call.kwargs, call.recording)
-            set_generator_states(call.generators)
-            return lambda: ran(self.fn(*args, **kwargs))
+        def compiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            start = time.perf_counter()
+            self.entries.get(signature(args, kwargs))
+            if not executable.on_gpu:
+                entry.guards.check()
+            return self.compiled_call(entry, executable, args, kwargs, start)
 
-        def compiled() -> Callable[[], None]:
-            set_generator_states(call.generators)
-            return lambda: ran(executable.values(leaves))
-
-        def looked_up() -> None:  # what a later call does before and after
-            flat = pytree.tree_leaves((call.args, call.kwargs))
-            self.entries.get(signature(call.args, call.kwargs))
-            entry.guards.check()
-            generator_states(flat)
-            executable.inputs(flat)
-
-        shell = seconds_of(looked_up, LOOKS)
-        theirs, ours = race(original, compiled)
-        return theirs, shell + ours
+        held = [leaf.tensor for leaf in written_leaves(call.recording) if leaf.position < 0]
+        contents = [tensor.clone() for tensor in held]
+        try:
+            theirs, ours = race(prepared(lambda args, kwargs: self.fn(*args, **kwargs)), prepared(compiled))
+        finally:
+            with torch.no_grad():
+                for tensor, content in zip(held, contents, strict=True):
+                    tensor.copy_(content)
+        return theirs, ours
 
     def first_values(
         self, executable: Executable, leaves: Sequence[torch.Tensor], before: Sequence[tuple[torch.Generator, torch.Tensor]]
@@ -527,6 +546,11 @@ def lower_to_program(tape: Tape, loops: Sequence[Loop], clock: Clock) -> Program
     program = hoist_noise(program)
     clock("hoist noise", program)
     return program
+
+
+def written_leaves(recording: Recording) -> list[Leaf]:
+    """The arguments and tensors of the function that the recorded run wrote to."""
+    return [recording.tape.leaves[number] for number in recording.before]
 
 
 def holds_iterator(fn: Any, depth: int = 4) -> bool:

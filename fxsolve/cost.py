@@ -6,7 +6,8 @@ another (steps of parallel blocks, slots, layers). A round on N devices takes
     calls * launch + (seconds - calls * launch) / min(N, parts)
 
 with the seconds of a round and of an empty call as they were measured. What devices send one another is not counted. The
-seconds come from the first call, the number of rounds from the last one: on one device, this predicts what was measured.
+seconds come from the first call, scaled by what the last few calls took, and the number of rounds from the last one: on one
+device, this predicts what is measured.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fxsolve.plainly import plainly
 from fxsolve.reach import Walk
 from fxsolve.watch import CONTENTS, Watch, compile_check, digest, is_plain
 
@@ -49,10 +50,11 @@ class Guards:
 
     def check(self) -> str | None:
         """None when everything still holds, else a sentence that names what changed."""
-        if self._check is None:
-            self._check = compile_check(self._watches)
-        if self._check():
-            return None
+        with plainly():
+            if self._check is None:
+                self._check = compile_check(self._watches)
+            if self._check():
+                return None
         return next((watch.sentence() for watch in self._watches if not watch.holds()), None)
 
     def changes(self) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ neither                                     in order, with eager's own calls
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 PROBES = 256  # steps on which a rewritten head is compared with the original
 PAYS = 0.9  # of the original's seconds: what is nearly as quick may be slower another time
 GIVE_UP_AFTER = 2  # unsolved calls in a row before a plan is dropped, or made anew
+RECENT = 5  # calls that the cost model is held against
 HELD = 4  # solved calls that make a plan worth making anew
 
 
@@ -66,6 +69,7 @@ class BlockRunner(Runner):
         self.completes = forced is not None  # in order, where there is no certificate; else the call is the original's
         self.proof: Proof | None = None
         self.phases: tuple[Phase, ...] = ()
+        self.recent: deque[BlockSolution] = deque(maxlen=RECENT)  # of the last calls, but for the first
         self.break_even: BreakEven | None = None
         self.in_order = generated(block.step)
         self.recurrence: LoweredRecurrence | None = None
@@ -82,6 +86,7 @@ class BlockRunner(Runner):
     def solved(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor, ...]:
         """The values that the block gives; how it went is in `solution`."""
         start = time.perf_counter()
+        decided = self.plan is not None
         if self.plan is None:
             self.plan = self.decide(initial, stacked, consts)
             if self.plan.bitwise and self.forced is None and not self.padded and synchronous(initial):
@@ -104,6 +109,8 @@ class BlockRunner(Runner):
             seconds=time.perf_counter() - start,
             **figures,
         )
+        if decided:
+            self.recent.append(self.solution)
         return values
 
     def solve(self, plan: Plan, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
@@ -149,15 +156,25 @@ class BlockRunner(Runner):
         return predicted(counted, devices, self.device) if counted else None
 
     def counted(self) -> list[Phase]:
-        """The phases of the last call, each with the rounds that it took; none where that is not known."""
+        """The phases of the last call, each with the rounds that it took, and with its seconds scaled by how far the last
+        calls on this device were from the model's; none where that is not known.
+        """
         if self.solution is None or not self.phases or self.plan is None:
             return []
+        alone = [predicted(self.rounds_of(each), 1, self.device) for each in self.recent]
+        far = [each.seconds / model for each, model in zip(self.recent, alone, strict=True) if model]
+        scale = statistics.median(far) if far else 1.0
+        return [replace(p, seconds=scale * p.seconds) for p in self.rounds_of(self.solution)]
+
+    def rounds_of(self, solution: BlockSolution) -> list[Phase]:
+        """The phases as they were measured on the first call, each with the rounds that a call took."""
+        assert self.plan is not None
         if self.plan.kind == "FixedPoint" and self.fixed is not None:
-            rounds = [self.fixed.shares, self.solution.steps]
+            rounds = [self.fixed.shares, solution.steps]
         elif len(self.phases) == 1:
-            rounds = [self.solution.steps]
+            rounds = [solution.steps]
         else:
-            rounds = [1, self.solution.steps, 1]
+            rounds = [1, solution.steps, 1]
         return [replace(p, rounds=n) for p, n in zip(self.phases, rounds, strict=True)]
 
     def missed(self, error: NotSolved) -> None:

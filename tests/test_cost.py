@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -101,8 +103,22 @@ def test_a_sampler_is_predicted_by_its_passes() -> None:
     later_call(compiled, [torch.zeros(1)])
     (runner,) = compiled._compiler.last.executable.runners.values()
     first, second = runner.phases
-    passes = compiled.solution.blocks[0].steps
-    assert runner.predicted(1) == pytest.approx(passes * (first.seconds + second.seconds))
+    (block,) = compiled.solution.blocks
+    assert list(runner.recent) == [block] and runner.predicted(1) == pytest.approx(block.seconds)
+    runner.recent.clear()
+    assert runner.predicted(1) == pytest.approx(block.steps * (first.seconds + second.seconds))
+
+
+def test_predictions_follow_what_the_last_calls_took() -> None:
+    compiled = fxsolve.compile(loop, solver=fxsolve.JacobiGS(16))
+    later_call(compiled, [torch.randn(128, 2, 8)])
+    (runner,) = compiled._compiler.last.executable.runners.values()
+    (block,) = runner.recent
+    several = runner.predicted(8)
+    for factor in (3.0, 3.0, 3.0, 100.0, 100.0):  # the median counts: the first one is gone by then
+        runner.recent.append(dataclasses.replace(block, seconds=factor * block.seconds))
+    assert runner.predicted(1) == pytest.approx(3.0 * block.seconds)
+    assert several < runner.predicted(8) <= runner.predicted(1)
 
 
 def test_nothing_to_predict() -> None:

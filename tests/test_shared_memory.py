@@ -54,7 +54,7 @@ def test_gradients_are_the_originals() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_recurrent_modules_stay_one_call_where_cudnn_takes_them(kind: type[nn.RNNBase], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recurrent_modules_stay_one_call_on_a_gpu(kind: type[nn.RNNBase], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxsolve.doors.acceptable", lambda x: True)
     model, x = kind(4, 4, num_layers=2, bidirectional=True, batch_first=True), torch.randn(2, 64, 4)
     memory = torch.cat([p.detach().reshape(-1) for p in model.parameters()])

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,10 @@ def main() -> None:
     tables(found)
     path = OUT / f"{'small-' if options.small else ''}sweeps.png"
     picture(found, path)
-    print(f"picture: {path}")
+    device_name = torch.cuda.get_device_name() if device == "cuda" else device
+    figures = {"torch": torch.__version__, "device": device_name, "networks": [asdict(f) for f in found]}
+    path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"picture: {path}, figures: {path.with_suffix('.json')}")
     write_report(swept, OUT, options.small)
 
 

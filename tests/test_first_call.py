@@ -1,0 +1,58 @@
+"""The first call leaves the world as one call of the original leaves it, whatever was tried beside it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+import fxsolve
+from tests.checking import assert_close
+
+
+class Counting(nn.Module):
+    """Counts its calls in one buffer, and follows its states in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNNCell(4, 4)
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h, out = torch.zeros(x.shape[0], 4), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            out.append(h)
+        self.mean.mul_(0.9).add_(0.1 * h.mean(0))
+        return torch.stack(out, 1)
+
+
+def test_buffers_are_written_once_a_call() -> None:
+    torch.manual_seed(0)
+    model = Counting()
+    other, x = copy.deepcopy(model), torch.randn(2, 600, 4)  # long enough for a race with the original
+    compiled = fxsolve.compile(model)
+    with torch.no_grad():
+        for number in range(1, 5):
+            assert_close(compiled(x), other(x))
+            assert_close(model.mean, other.mean)
+            assert model.calls.item() == other.calls.item() == number
+    assert "original " in compiled.explain()
+
+
+def test_arguments_are_written_once_a_call() -> None:
+    def program(x: Tensor, seen: Tensor) -> Tensor:
+        h = torch.zeros(4)
+        for t in range(600):
+            h = torch.tanh(0.5 * h + x[t])
+        seen.add_(1.0)
+        return h * seen
+
+    x, seen, other = torch.randn(600, 4), torch.zeros(1), torch.zeros(1)
+    compiled = fxsolve.compile(program)
+    for number in range(1, 5):
+        assert_close(compiled(x, seen), program(x, other))
+        assert seen.item() == number
