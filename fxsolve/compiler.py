@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import CellType
 from typing import Any
 
 import torch
@@ -28,21 +27,16 @@ from fxsolve.fixed_point_gradient import FixedPointGradient
 from fxsolve.guards import Guards
 from fxsolve.ir import Chain, FixedPoint, Program, Recurrence, to_text
 from fxsolve.passes.adjoint import NotDifferentiable
-from fxsolve.passes.build import build
 from fxsolve.passes.chain import chain
-from fxsolve.passes.clean import clean
-from fxsolve.passes.functionalize import functionalize
-from fxsolve.passes.growth import NotPadded, Padded, growth
+from fxsolve.passes.growth import NotPadded, Padded
 from fxsolve.passes.growth_margin import margin
-from fxsolve.passes.hoist_invariants import hoist_invariants
-from fxsolve.passes.hoist_noise import hoist_noise
-from fxsolve.passes.roll import Loop, roll
-from fxsolve.passes.settle import settle
-from fxsolve.passes.slots import fixed_point, outputs_from_buffers
+from fxsolve.passes.slots import fixed_point
+from fxsolve.pipeline import clean_tape, find_loops, lower_to_program
 from fxsolve.plainly import plainly
 from fxsolve.plan import Plan, Runner
 from fxsolve.plan_file import Choice, PlanFile, program_key
 from fxsolve.progress import progress
+from fxsolve.refused import side_effects, untrainable
 from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner
 from fxsolve.shell import Shell, shell_of
 from fxsolve.signature import signature
@@ -264,8 +258,8 @@ class Compiler:
         after = generator_states(flat)
         try:
             with no_garbage_collection(), plainly():
-                tape = clean_tape(recording, clock)
-                grown, loops = self.loops(tape, clock)
+                tape = clean_tape(recording.tape, clock)
+                grown, loops = find_loops(tape, self.options.exactness == "bitwise", clock)
                 program = lower_to_program(grown.tape if isinstance(grown, Padded) else tape, loops, clock)
                 program = program if trains else chain(program)
                 clock("chain", program)
@@ -321,22 +315,6 @@ class Compiler:
         why = entry.choice if entry.executable is None else None
         self.solution = Solution(blocks, time.perf_counter() - start, why, first=True)
         return result
-
-    def loops(self, tape: Tape, clock: Clock) -> tuple[Padded | str | None, list[Loop]]:
-        """The loops of a tape; where a sequence grows, those of the tape that has it in a buffer, if all its steps roll."""
-        grown = growth(tape)
-        if isinstance(grown, Padded) and self.options.exactness == "bitwise":
-            grown = f"a tensor is lengthened by cat at {grown.source}; a buffer of the final length would round differently"
-        clock("growth", grown)
-        if isinstance(grown, Padded):
-            loops = [loop for loop in roll(grown.tape) if loop.count >= len(grown.steps) - 1]
-            if len(loops) == 1:  # what else repeats, the layers of the last step say, stays as it is
-                clock("roll", loops)
-                return grown, loops
-            grown = f"a tensor is lengthened by cat at {grown.source}, and its steps do not repeat in another way"
-        loops = roll(tape)
-        clock("roll", loops)
-        return grown, loops
 
     def set_slack(self, grown: Padded, tape: Tape, executable: Executable, leaves: Sequence[torch.Tensor]) -> None:
         """Measures how far the longer calls are from eager's; raises NotSolved where that is no rounding."""
@@ -524,60 +502,9 @@ class Compiler:
         return explain(executable, self.last.choice, self.last.timings, devices)
 
 
-def clean_tape(recording: Recording, clock: Clock) -> Tape:
-    """The passes over a recorded tape, in order."""
-    tape = functionalize(recording.tape)
-    clock("functionalize", tape)
-    tape = clean(tape)
-    clock("clean", tape)
-    return tape
-
-
-def lower_to_program(tape: Tape, loops: Sequence[Loop], clock: Clock) -> Program:
-    """Tape and its loops --> program: the passes, in order."""
-    program = build(tape, loops)
-    clock("build", program)
-    program = hoist_invariants(program)
-    clock("hoist invariants", program)
-    program = settle(program)
-    clock("settle", program)
-    program = outputs_from_buffers(program)
-    clock("slots", program)
-    program = hoist_noise(program)
-    clock("hoist noise", program)
-    return program
-
-
 def written_leaves(recording: Recording) -> list[Leaf]:
     """The arguments and tensors of the function that the recorded run wrote to."""
     return [recording.tape.leaves[number] for number in recording.before]
-
-
-def holds_iterator(fn: Any, depth: int = 4) -> bool:
-    """Whether a function, or one that it closes over, holds an iterator: each call takes other values from it."""
-    cells = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or () if cell != CellType()]
-    return any(isinstance(c, Iterator) or (depth > 0 and holds_iterator(c, depth - 1)) for c in cells)
-
-
-def side_effects(changed: Sequence[str], fn: Any) -> str | None:
-    """Why a call that changes attributes, or takes from an iterator, is not compiled."""
-    if holds_iterator(fn):
-        return "the function closes over an iterator, which gives other values at each call"
-    if not changed:
-        return None
-    return f"the call itself changes {', '.join(changed[:3])}, which a replay would not repeat"
-
-
-def untrainable(recording: Recording) -> str | None:
-    """Why gradients of a recorded call would not be eager's."""
-    if recording.other_mode is not None:
-        return (
-            f"the result requires gradients, and they are switched off or on inside, at {recording.other_mode} (torch.no_grad, "
-            f"a custom autograd.Function): call it under torch.no_grad() if they are not needed"
-        )
-    if recording.before:
-        return "the result requires gradients, and the call writes into its inputs"
-    return None
 
 
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))

@@ -144,7 +144,7 @@ def test_guards_of_a_loop_are_one() -> None:
     def program(x: Tensor) -> Tensor:
         h = torch.zeros(B, D)
         for given in x:
-            h = torch.distributions.Normal(torch.tanh(h), given.exp()).sample()
+            h = torch.distributions.Normal(torch.tanh(h), given.exp(), validate_args=True).sample()
         return h
 
     program_ = agrees(program, X)
