@@ -260,7 +260,7 @@ def measure(case: Case, device: str, budget: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--only", default="", help="only cases whose name contains this; merged into the file")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the benchmark itself")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of a case's rounds, and again of its pairs")
@@ -274,6 +274,8 @@ def main() -> None:
     report: dict = {"machine": machine(device), "cases": {}}
     suffix = f"{'' if device == 'cpu' else f'-{device}'}{'-small' if options.small else ''}"
     out = options.out or RESULTS / f"regret{suffix}.json"
+    if options.only and out.exists():
+        report["cases"] = json.loads(out.read_text())["cases"]
     for case in wanted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fxsolve.FallbackWarning)
@@ -290,7 +292,7 @@ def main() -> None:
         out.write_text(json.dumps(report, indent=1) + "\n")
     found = report["summary"]
     middle, worst = 100 * found["median"], 100 * found["worst"]
-    print(f"{len(wanted)} cases: regret {middle:.0f} % in median, {worst:.0f} % at worst")
+    print(f"{len(report['cases'])} cases: regret {middle:.0f} % in median, {worst:.0f} % at worst")
     print(f"at least {found['least_over_original']:.2f}x over the original")
     print(f"written: {out}")
 

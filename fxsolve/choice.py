@@ -13,6 +13,7 @@ from fxsolve.timing import seconds_of
 
 TURNS, CLEAR_AFTER, CLEARLY = 25, 5, 1.5
 TRIAL_SECONDS, TURN = 0.5, 0.005
+LONG = 0.1  # seconds: what takes less is raced, with a run to warm up in each turn
 
 
 def in_order(executable: Executable) -> bool:
@@ -22,27 +23,28 @@ def in_order(executable: Executable) -> bool:
 
 
 def quick_enough(executable: Executable) -> float | None:
-    """The seconds that the original takes at the least, if the blocks' first solutions took clearly less; else None.
-
-    (Their backward has its own time.)
+    """The seconds that the original takes at the least, if they are many and the blocks' first solutions took clearly less;
+    else None. (Their backward has its own time.)
     """
     runners = list(executable.runners.values())
     least = sum(r.least or 0.0 for r in runners)
     ours = sum(r.solution.seconds for r in runners if r.solution is not None)
-    return least if ours <= PAYS * least else None
+    return least if least > LONG and ours <= PAYS * least else None
 
 
 def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:
     """The seconds of each one's typical run, each prepared anew; in turns, so that what else the machine does hits all.
 
-    A turn is as many runs as take TURN seconds: the first one, after another program's, finds the caches full of that one.
-    It ends as soon as one is clearly ahead.
+    A turn is as many runs as take TURN seconds; a short one is run once before that, as the first run after another program's
+    finds the caches full of that one. It ends as soon as one is clearly ahead.
     """
     taken: list[list[float]] = [[] for _ in prepare]
     deadline = time.perf_counter() + TRIAL_SECONDS
     while True:
         for seconds, made in zip(taken, prepare, strict=True):
             runs = [seconds_of(made())]
+            if runs[0] < LONG:
+                runs.clear()
             while sum(runs) < TURN:
                 runs.append(seconds_of(made()))
             seconds.append(statistics.median(runs))
