@@ -122,11 +122,13 @@ def look_at_all(watches: Iterable[Watch]) -> tuple[Callable[[], bool], list[Watc
     owners = list(dicts.values())
     sized += owners
     sizes, classes, metadata = list(map(len, sized)), list(map(class_of, objects)), list(map(metadata_of, tensors))
-    values, strides = list(all_values(owners)), list(map(torch.Tensor.stride, tensors))
+    keys, values = list(itertools.chain.from_iterable(owners)), list(all_values(owners))
+    strides = list(map(torch.Tensor.stride, tensors))
 
     def quick() -> bool:
         return (
             all(map(operator.eq, map(len, sized), sizes))
+            and all(map(operator.is_, itertools.chain.from_iterable(owners), keys))
             and all(map(operator.is_, all_values(owners), values))
             and all(map(operator.is_, map(class_of, objects), classes))
             and all(map(operator.eq, map(metadata_of, tensors), metadata))  # no lists, which the garbage collector would count

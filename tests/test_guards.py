@@ -445,3 +445,18 @@ def test_numbers_read_out_of_what_the_call_writes() -> None:
 
     with pytest.raises(CaptureError, match="count"):
         fxsolve.compile(program, fallback=False)(torch.ones(2))
+
+
+def test_an_attribute_under_another_name_is_a_change() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = 3.5
+
+    model = Scaled()
+    guards = Guards.collect(model)
+    assert guards.check() is None
+    value = model.last
+    del model.last
+    model.other = value  # the same object, in the same place
+    assert guards.check() is not None
