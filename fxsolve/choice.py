@@ -13,7 +13,7 @@ from fxsolve.timing import seconds_of
 
 TURNS, CLEAR_AFTER, CLEARLY = 25, 5, 1.5
 TRIAL_SECONDS, TURN = 0.5, 0.005
-LONG = 0.1  # seconds: what takes less is raced, with a run to warm up in each turn
+LONG = 0.1  # seconds: what takes less has a run to warm up in each turn
 
 
 def in_order(executable: Executable) -> bool:
@@ -23,13 +23,15 @@ def in_order(executable: Executable) -> bool:
 
 
 def quick_enough(executable: Executable) -> float | None:
-    """The seconds that the original takes at the least, if they are many and the blocks' first solutions took clearly less;
-    else None. (Their backward has its own time.)
+    """The seconds that the original takes at the least, if the blocks' first solutions took less, and no race is needed to
+    see that: by far less, or less than so many seconds that a race would cost too much; else None. (Their backward has its
+    own time.)
     """
     runners = list(executable.runners.values())
     least = sum(r.least or 0.0 for r in runners)
     ours = sum(r.solution.seconds for r in runners if r.solution is not None)
-    return least if least > LONG and ours <= PAYS * least else None
+    share = PAYS if least > LONG else 1.0 / CLEARLY
+    return least if ours <= share * least else None
 
 
 def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:
