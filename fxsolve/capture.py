@@ -446,7 +446,7 @@ class Recorder(TorchDispatchMode):
     # -- the user's source ------------------------------------------------------------------------
 
     def _source(self) -> int:
-        frame: FrameType | None = sys._getframe(1)  # in a backward on a GPU, whose thread has no frames of the user's, the last
+        frame: FrameType | None = sys._getframe(1)  # a GPU's backward runs on a thread that has no frame but ours
         while frame is not None:
             code = frame.f_code
             key = (id(code), frame.f_lasti)
