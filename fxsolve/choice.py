@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fxsolve.codegen import Executable
-from fxsolve.schedule import PAYS
+from fxsolve.drift import PAYS
 from fxsolve.timing import seconds_of
 
 TURNS, CLEAR_AFTER, CLEARLY = 25, 5, 1.5
@@ -23,16 +23,16 @@ def in_order(executable: Executable) -> bool:
     return all(plan is None or (plan.in_order and plan.kind != "Chain") for plan in plans)
 
 
-def quick_enough(executable: Executable) -> float | None:
-    """The seconds that the original takes at the least, if the blocks' first solutions took less, and no race is needed to
-    see that: by far less, or less than so many seconds that a race would cost too much; else None. (Their backward has its
-    own time.)
+def quick_enough(executable: Executable) -> tuple[float, float] | None:
+    """The seconds that the original takes at the least, and those of the blocks' first solutions, if these are less, and no
+    race is needed to see that: by far less, or less than so many seconds that a race would cost too much; else None. (Their
+    backward has its own time.)
     """
     runners = list(executable.runners.values())
     least = sum(r.least or 0.0 for r in runners)
     ours = sum(r.solution.seconds for r in runners if r.solution is not None)
     share = PAYS if least > LONG else 1.0 / CLEARLY
-    return least if ours <= share * least else None
+    return (least, ours) if ours <= share * least else None
 
 
 def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:

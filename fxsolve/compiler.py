@@ -20,7 +20,7 @@ from fxsolve.chain import ChainRunner
 from fxsolve.choice import in_order, quick_enough, race
 from fxsolve.clock import Clock
 from fxsolve.codegen import Executable
-from fxsolve.drift import Drift
+from fxsolve.drift import FAR, PAYS, Drift
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError
 from fxsolve.explain import explain
 from fxsolve.fixed_point_gradient import FixedPointGradient
@@ -37,8 +37,8 @@ from fxsolve.plan import Plan, Runner
 from fxsolve.plan_file import Choice, PlanFile, program_key
 from fxsolve.progress import progress
 from fxsolve.refused import side_effects, untrainable
-from fxsolve.schedule import GIVE_UP_AFTER, PAYS, BlockRunner
-from fxsolve.shell import Shell, shell_of
+from fxsolve.schedule import GIVE_UP_AFTER, BlockRunner
+from fxsolve.shell import Shell, calls_between, shell_of
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
@@ -77,7 +77,18 @@ class Entry:
     refusal: str | None = None  # why it was not compiled
     failures: int = 0
     rejected: Executable | None = None  # compiled, but the original is kept: for explain
-    drift: Drift | None = None  # where the compiled program was chosen because it is quicker
+    drift: Drift | None = None  # where later calls may decide otherwise
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled program takes the calls, but for those that say whether it should."""
+        return self.executable is not None and (self.drift is None or self.drift.compiled_leads)
+
+    def told(self) -> str:
+        """The choice, or what later calls made of it."""
+        if self.executable is None or self.drift is None:
+            return self.choice
+        return "compiled" if self.drift.compiled_leads else self.drift.why
 
     def check_guards(self) -> None:
         """Raises Changed if what Python read while it was recorded is not what it was."""
@@ -159,14 +170,16 @@ class Compiler:
             result = self.fn(*args, **kwargs)
             seconds = time.perf_counter() - start
             self.solution = Solution((), seconds, entry.choice)
-            self.shell = shell_of(args, kwargs, entry.choice, look, seconds - look)
+            self.shell = shell_of(args, kwargs, entry.choice, calls_between(look, seconds - look))
             return result
         drift = entry.drift
-        if drift is not None and drift.rest:
+        if drift is not None and not drift.compiled_is_next:
             why, result = drift.why, self.fn(*args, **kwargs)
             seconds = time.perf_counter() - start
             self.solution = Solution((), seconds, why)
-            drift.original_ran(seconds)
+            drift.ran(False, seconds)
+            if drift.left and not drift.compiled_leads:
+                self.shell = shell_of(args, kwargs, drift.why, drift)
             return result
         try:
             return self.compiled_call(entry, executable, args, kwargs, start, self.options.verify == "always")
@@ -209,7 +222,7 @@ class Compiler:
         seconds = time.perf_counter() - start
         self.solution = Solution(blocks, seconds)
         if entry.drift is not None:
-            entry.drift.compiled_ran(seconds)
+            entry.drift.ran(True, seconds)
         if entry.spec is None:
             return results[0]
         return rebuilt(results, entry)
@@ -272,7 +285,7 @@ class Compiler:
                 return self.finished(recording.result, entry, start)
             kept = self.kept(executable)
             if kept is not None and kept.seconds is not None:
-                timings["original, as kept"] = kept.seconds
+                timings[KEPT] = kept.seconds
             if kept is not None and kept.original is not None:
                 if isinstance(grown, str):
                     return self.keep_original(entry, grown, recording.result, start)
@@ -310,9 +323,9 @@ class Compiler:
         return self.finished(recording.result, entry, start)
 
     def finished(self, result: Any, entry: Entry, start: float) -> Any:
-        runners = entry.executable.runners.values() if entry.executable is not None else ()
+        runners = entry.executable.runners.values() if entry.executable is not None and entry.compiled else ()
         blocks = tuple(r.solution for r in runners if r.solution is not None)
-        why = entry.choice if entry.executable is None else None
+        why = None if entry.compiled else entry.choice
         self.solution = Solution(blocks, time.perf_counter() - start, why, first=True)
         return result
 
@@ -366,25 +379,29 @@ class Compiler:
         for runner in runners:
             if runner.plan is not None:
                 self.plans.setdefault(plan_key(runner.block), runner.plan)
-        if not self.options.solvers:
-            if in_order(executable):
-                self.run_original(entry, executable)
-                return
-            if not executable.trains and (least := quick_enough(executable)) is not None:
-                entry.timings |= {"original, at the least": least}
-            elif not reused:
-                theirs, ours = self.race(entry, executable, leaves, call)
-                entry.timings |= {"original": theirs, "compiled": ours}
-                if ours > PAYS * theirs:
-                    entry.rejected = executable
-                    entry.choice = f"the original runs: it takes {theirs:.4f} s, the compiled program {ours:.4f} s"
-                    return
-            known = [s for name, s in entry.timings.items() if name.startswith("original")]
-            # a GPU's calls return before they are done; with verify="always" the original runs in each call
-            if known and self.options.verify != "always" and not torch.cuda.is_initialized():
-                entry.drift = Drift(known[0])
-        entry.executable = executable
-        entry.choice = "compiled"
+        entry.executable, entry.choice = executable, "compiled"
+        if self.options.solvers:
+            return
+        if in_order(executable):
+            self.run_original(entry, executable)
+            return
+        # a GPU's calls return before they are done; with verify="always" the original runs in each call; and the backward of
+        # a call is not seen
+        followed = self.options.verify != "always" and not executable.on_gpu and not executable.trains
+        if not executable.trains and (quick := quick_enough(executable)) is not None:
+            entry.timings |= {"original, at the least": quick[0]}
+            entry.drift = Drift(*quick) if followed else None
+        elif reused:
+            known = entry.timings.get(KEPT)  # else nobody knows what the original takes at this size: later calls tell
+            entry.drift = None if not followed else Drift.unknown() if known is None else Drift(known, compiled=0.0)
+        else:
+            theirs, ours = self.race(entry, executable, leaves, call)
+            entry.timings |= {"original": theirs, "compiled": ours}
+            entry.drift = Drift(theirs, ours, ours <= PAYS * theirs) if followed and ours <= FAR * theirs else None
+            if ours > PAYS * theirs:
+                entry.choice = f"the original runs: it takes {theirs:.4f} s, the compiled program {ours:.4f} s"
+                if entry.drift is None:
+                    entry.executable, entry.rejected = None, executable
 
     def race(self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall) -> tuple[float, float]:
         """Seconds of the original and of a later call on this call's inputs, gradients included; leaves all as it was."""
@@ -453,7 +470,7 @@ class Compiler:
         if plans is None or executable.trains or self.options.solvers:
             return
         decided = {name: runner.plan for name, runner in executable.runners.items() if runner.plan is not None}
-        original = None if entry.executable is not None else entry.choice
+        original = None if entry.compiled else entry.choice
         try:
             key = program_key(executable.program, self.options.exactness)
             plans.keep(key, Choice(decided, original, entry.timings.get("original")))
@@ -499,7 +516,7 @@ class Compiler:
         if self.last is None:
             return "not called yet: the plan is made at the first call"
         executable = self.last.executable or self.last.rejected
-        return explain(executable, self.last.choice, self.last.timings, devices)
+        return explain(executable, self.last.told(), self.last.timings, devices)
 
 
 def written_leaves(recording: Recording) -> list[Leaf]:
@@ -507,6 +524,7 @@ def written_leaves(recording: Recording) -> list[Leaf]:
     return [recording.tape.leaves[number] for number in recording.before]
 
 
+KEPT = "original, as kept"
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))
 
 

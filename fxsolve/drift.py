@@ -1,46 +1,76 @@
-"""Whether a compiled program still pays: inputs may change character, and need more sweeps than those of the first call.
+"""Which of a callable's two programs takes its calls: the first call's race is small, and inputs may change character.
 
-After a few calls in a row that took clearly longer than the original did, the original takes over for some calls; then the
-compiled program gets another chance, each time after a longer rest. If the original is slow by then as well, it was the
-machine, and the compiled program goes on at once.
+The one that was chosen leads. Now and then the two take calls in turns, and what a typical call of each takes decides who
+leads from then on:
+
+- once the compiled program has lost as much time against the original as LOST of the original's calls take;
+- where the two are close, or the original leads, after so many calls, each time so many more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import statistics
+from dataclasses import dataclass, field
 
-LATE = 1.5  # times the original's seconds at its best: machines are noisy
-CALLS = 3
-FIRST_REST = 16
+PAYS = 0.85  # of the original's seconds: what is nearly as quick may be slower another time
+CLOSE, FAR = 0.67, 1.25  # of the original's seconds: what is between may come out otherwise another time
+LOST, AT_ONCE = 1.5, 0.5  # in calls of the original: in all, and what one call counts at the most: machines are noisy
+TURNS, CLEAR_AFTER, CLEARLY = 5, 2, 1.5
+FIRST, LONGER, MOST = 16, 4, 4096  # calls until the two take turns: at first, by what they grow, and at the most
 
 
 @dataclass
 class Drift:
-    """`original`: the seconds that the original took, or takes at the least."""
+    """`original`, `compiled`: seconds that a call of each took, or takes at the least."""
 
     original: float
-    late: int = 0  # calls in a row that took clearly longer
-    quickest: float = 0.0  # of them
-    rest: int = 0  # calls that the original still takes
-    patience: int = FIRST_REST
+    compiled: float
+    compiled_leads: bool = True
+    left: int = FIRST  # calls until the two take turns
+    patience: int = LONGER * FIRST  # what `left` is next
+    lost: float = 0.0  # by the compiled program, in calls of the original
+    turns: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})  # True: the compiled program's
 
-    def compiled_ran(self, seconds: float) -> None:
-        if seconds <= LATE * self.original:
-            self.late = 0
+    @staticmethod
+    def unknown() -> Drift:
+        """Where nobody knows what the two take: the next calls tell."""
+        return Drift(math.inf, math.inf, left=0)
+
+    @property
+    def compiled_is_next(self) -> bool:
+        if self.left:
+            return self.compiled_leads
+        ours, theirs = self.turns[True], self.turns[False]
+        return len(ours) <= len(theirs)
+
+    def ran(self, compiled: bool, seconds: float) -> None:
+        if not self.left:
+            self.turns[compiled].append(seconds)
+            self.decide()
             return
-        self.late += 1
-        self.quickest = seconds if self.late == 1 else min(self.quickest, seconds)
-        if self.late == CALLS:
-            self.late, self.rest, self.patience = 0, self.patience, 4 * self.patience
+        if not compiled or self.compiled > CLOSE * self.original:
+            self.left -= 1
+        if compiled:
+            self.lost = max(0.0, self.lost + min(seconds / self.original - 1.0, AT_ONCE))
+            self.left = self.left if self.lost < LOST else 0
 
-    def original_ran(self, seconds: float) -> None:
-        self.rest -= 1
-        if seconds > self.quickest:
-            self.original, self.rest = seconds, 0
+    def decide(self) -> None:
+        """Says who leads once both have had their turns, or one is clearly ahead."""
+        ours, theirs = self.turns[True], self.turns[False]
+        if len(ours) != len(theirs) or len(ours) < CLEAR_AFTER:
+            return
+        self.compiled, self.original = statistics.median(ours), statistics.median(theirs)
+        clear = max(self.compiled, self.original) > CLEARLY * min(self.compiled, self.original)
+        if clear or len(ours) == TURNS:
+            self.compiled_leads = self.compiled <= (1.0 if self.compiled_leads else PAYS) * self.original
+            self.left, self.patience, self.lost = self.patience, min(LONGER * self.patience, MOST), 0.0
+            ours.clear()
+            theirs.clear()
 
     @property
     def why(self) -> str:
-        return (
-            f"the original runs, {self.rest} more calls: {CALLS} compiled ones in a row took {self.quickest:.4f} s or more, "
-            f"the original {self.original:.4f} s"
-        )
+        """Why the original takes a call."""
+        if not self.left:
+            return "the original and the compiled program take calls in turns, to see which is quicker by now"
+        return f"the original runs: it takes {self.original:.4f} s, the compiled program {self.compiled:.4f} s"

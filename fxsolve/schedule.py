@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from fxsolve.training import BlockGradient
 
 PROBES = 256  # steps on which a rewritten head is compared with the original
-PAYS = 0.85  # of the original's seconds: what is nearly as quick may be slower another time
 GIVE_UP_AFTER = 2  # unsolved calls in a row before a plan is dropped, or made anew
 RECENT = 5  # calls that the cost model is held against
 HELD = 4  # solved calls that make a plan worth making anew

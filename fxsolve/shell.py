@@ -2,13 +2,14 @@
 
 Where the original is the choice, its result is right whatever has changed: so shapes are all that is compared, and signature
 and guards are looked at again once in a while only, as something else may pay by then: after so many calls that the looks
-take a hundredth of their time.
+take a hundredth of their time, or when the compiled program is to have another chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -16,33 +17,44 @@ LEAST, MOST = 64, 4096  # calls until the next look
 SHARE = 0.01  # of the calls' time
 
 
+class Counted(Protocol):
+    left: int  # calls until the next look
+
+
+@dataclass
+class Calls:
+    left: int
+
+
 class Shell:
-    """Arguments of one kind, for which the original was chosen: `why`."""
+    """Arguments of one kind, for which the original was chosen: `why`, for so many calls."""
 
-    __slots__ = ("grad", "kinds", "left", "why")
+    __slots__ = ("calls", "grad", "kinds", "why")
 
-    def __init__(self, args: Sequence[Any], why: str, left: int) -> None:
+    def __init__(self, args: Sequence[Any], why: str, calls: Counted) -> None:
         self.kinds = [(type(a), a.shape if isinstance(a, torch.Tensor) else a) for a in args]
         self.grad = torch.is_grad_enabled()
-        self.why, self.left = why, left
+        self.why, self.calls = why, calls
 
     def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call is one of that kind, and it is not time to look at it closely."""
-        if kwargs or not self.left or len(args) != len(self.kinds) or torch.is_grad_enabled() is not self.grad:
+        if kwargs or not self.calls.left or len(args) != len(self.kinds) or torch.is_grad_enabled() is not self.grad:
             return False
         for value, (kind, seen) in zip(args, self.kinds):
             if type(value) is not kind or (value.shape if kind is torch.Tensor else value) != seen:
                 return False
-        self.left -= 1
+        self.calls.left -= 1
         return True
 
 
-def shell_of(args: Sequence[Any], kwargs: Mapping[str, Any], why: str, look: float, call: float) -> Shell | None:
-    """The shell for calls like this one, of which the look took some of the seconds, and the call itself the others.
+def calls_between(look: float, call: float) -> Calls:
+    """How many calls of so many seconds there are until the next look, which takes some seconds as well."""
+    return Calls(min(max(int(look / (SHARE * call)), LEAST), MOST))
 
-    None where arguments are other things than tensors, numbers and strings.
-    """
+
+def shell_of(args: Sequence[Any], kwargs: Mapping[str, Any], why: str, calls: Counted) -> Shell | None:
+    """The shell for calls like this one; None where arguments are other things than tensors, numbers and strings."""
     plain = (torch.Tensor, int, float, bool, str, type(None))
     if kwargs or any(type(a) not in plain for a in args):
         return None
-    return Shell(args, why, min(max(int(look / (SHARE * call)), LEAST), MOST))
+    return Shell(args, why, calls)

@@ -1,6 +1,8 @@
-"""Drift: a compiled program that has become slower than the original makes way for it, and comes back."""
+"""Drift: who of the compiled program and the original takes the calls is decided anew where that could come out otherwise."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -8,58 +10,137 @@ from torch import Tensor
 
 import fxsolve
 import fxsolve.compiler
-from fxsolve.drift import CALLS, FIRST_REST, Drift
+from fxsolve.drift import CLEAR_AFTER, FIRST, LONGER, MOST, TURNS, Drift
 from tests.checking import assert_same_bits
 
 
-def test_a_few_late_calls_in_a_row_bring_the_original_back() -> None:
-    drift = Drift(original=1.0)
-    for seconds in (1.6, 1.6, 0.5, 1.4, 1.7, 1.6):
-        drift.compiled_ran(seconds)
-    assert drift.rest == 0
-    drift.compiled_ran(1.55)
-    assert drift.rest == FIRST_REST and drift.quickest == 1.55
-    assert "3 compiled ones in a row took 1.5500 s or more, the original 1.0000 s" in drift.why
-    for _ in range(FIRST_REST):
-        drift.original_ran(1.1)
-    assert drift.rest == 0 and drift.original == 1.0
-    for _ in range(CALLS):
-        drift.compiled_ran(2.0)
-    assert drift.rest == 4 * FIRST_REST, "each rest is longer"
+def follow(drift: Drift, calls: int, original: float, compiled: float) -> str:
+    """Who takes the next calls: C or O for each."""
+    taken = ""
+    for _ in range(calls):
+        ours = drift.compiled_is_next
+        drift.ran(ours, compiled if ours else original)
+        taken += "C" if ours else "O"
+    return taken
+
+
+def test_a_compiled_program_that_is_far_quicker_takes_all_calls() -> None:
+    drift = Drift(original=1.0, compiled=0.1)
+    assert follow(drift, 1000, 1.0, 0.2) == 1000 * "C"
+
+
+def test_single_late_calls_are_the_machine() -> None:
+    drift = Drift(original=1.0, compiled=0.5)
+    for _ in range(20):
+        assert follow(drift, 2, 1.0, 50.0) + follow(drift, 3, 1.0, 0.5) == "CCCCC"
+
+
+def test_what_has_become_slow_makes_way_and_gets_other_chances() -> None:
+    drift = Drift(original=1.0, compiled=0.1)
+    assert follow(drift, 3, 1.0, 2.0) == "CCC", "half a call is lost in each, at the most"
+    turns = CLEAR_AFTER * "CO"
+    assert follow(drift, len(turns), 1.0, 2.0) == turns and not drift.compiled_leads
+    assert drift.why == "the original runs: it takes 1.0000 s, the compiled program 2.0000 s"
+    rest = LONGER * FIRST
+    assert follow(drift, rest + len(turns), 1.0, 2.0) == rest * "O" + turns
+    assert follow(drift, LONGER * rest + len(turns), 1.0, 0.2) == LONGER * rest * "O" + turns
+    assert drift.compiled_leads and follow(drift, 100, 1.0, 0.2) == 100 * "C"
 
 
 def test_a_slow_machine_is_no_reason() -> None:
-    drift = Drift(original=1.0)
-    for _ in range(CALLS):
-        drift.compiled_ran(1.8)
-    drift.original_ran(3.0)
-    assert drift.rest == 0 and drift.original == 3.0
+    drift = Drift(original=1.0, compiled=0.5)
+    follow(drift, 3 + 2 * CLEAR_AFTER, 6.0, 3.0)
+    assert drift.compiled_leads and drift.original == 6.0
+    assert follow(drift, 100, 6.0, 3.0) == 100 * "C"
+
+
+@pytest.mark.parametrize("leads", (True, False))
+def test_the_close_take_calls_in_turns_again_and_again(leads: bool) -> None:
+    drift = Drift(1.0, 0.8 if leads else 0.9, leads)
+    first, turns = ("C" if leads else "O"), TURNS * "CO"
+    assert follow(drift, FIRST + 2 * TURNS, 1.0, 0.9) == FIRST * first + turns
+    assert drift.compiled_leads is leads, "what is a little quicker goes on, and takes over from nobody"
+    assert follow(drift, LONGER * FIRST + 2 * TURNS, 1.0, 1.01) == LONGER * FIRST * first + turns
+    assert not drift.compiled_leads
+    follow(drift, LONGER**2 * FIRST + 2 * TURNS, 1.0, 0.8)
+    assert drift.compiled_leads
+    assert follow(drift, MOST + 1, 1.0, 0.8)[-2:] == "CC"
+    assert drift.patience == MOST
+
+
+def test_where_nothing_is_known_the_next_calls_tell() -> None:
+    for compiled in (0.2, 5.0):
+        drift = Drift.unknown()
+        assert drift.original == math.inf
+        assert follow(drift, 2 * CLEAR_AFTER, 1.0, compiled) == CLEAR_AFTER * "CO"
+        assert drift.compiled_leads == (compiled < 1.0)
+
+
+def a_sampler(size: int) -> Tensor:
+    """Slots of which each hangs on all before it."""
+    mask = torch.tril(torch.ones(64, 64), -1)
+    x = torch.zeros(size, 64)
+    for i in range(64):
+        x[:, i] = torch.tanh(x @ (mask.T * 0.01))[:, i] + torch.randn(size)
+    return x
+
+
+def assert_sampled_alike(compiled: object, seed: int, size: int = 2) -> None:
+    torch.manual_seed(seed)
+    ours = compiled(size)  # type: ignore[operator]
+    torch.manual_seed(seed)
+    assert_same_bits(ours, a_sampler(size))
 
 
 def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sampler whose slots hang on one another more and more as its weight grows."""
-    monkeypatch.setattr(fxsolve.compiler, "PAYS", float("inf"))  # what is tested is not the machine's speed
-    weight = torch.zeros(1)
-
-    def sample(n: Tensor) -> Tensor:
-        mask = torch.tril(torch.ones(64, 64), -1)
-        x = torch.zeros(2, 64)
-        for i in range(64):
-            x[:, i] = torch.tanh(x @ (mask.T * weight))[:, i] + torch.randn(2)
-        return x
-
-    compiled = fxsolve.compile(sample)
+    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)  # what is tested is not the machine's speed
+    monkeypatch.setattr(fxsolve.compiler, "FAR", math.inf)
+    compiled = fxsolve.compile(a_sampler)
     with torch.no_grad():
-        compiled(torch.zeros(1))
+        compiled(2)
         entry = compiled._compiler.last
         assert entry is not None and entry.drift is not None and entry.choice == "compiled"
-        entry.drift.original = 1e-9  # as if inputs had become hard
+        entry.drift = drift = Drift(original=1e-9, compiled=1e-10)  # as if inputs had become hard
         fallbacks = []
-        for seed in range(CALLS + 2):
-            torch.manual_seed(seed)
-            ours = compiled(torch.zeros(1))
+        for seed in range(5):
+            assert_sampled_alike(compiled, seed)
             fallbacks.append(compiled.solution.fallback)
-            torch.manual_seed(seed)
-            assert_same_bits(ours, sample(torch.zeros(1)))
-    assert fallbacks[:CALLS] == [None] * CALLS
-    assert "the original runs, 16 more calls" in str(fallbacks[CALLS])
+        assert fallbacks[:4] == [None] * 4 and "take calls in turns" in fallbacks[4]
+        entry.drift = drift = Drift(1e-4, 1e-4, compiled_leads=False)  # as if the race had been close
+        for seed in range(FIRST):
+            assert_sampled_alike(compiled, seed)
+            assert compiled.solution.fallback == "the original runs: it takes 0.0001 s, the compiled program 0.0001 s"
+        assert compiled.explain().startswith("the original and the compiled program take calls in turns") and drift.left == 0
+        assert_sampled_alike(compiled, 0)
+        assert compiled.solution.fallback is None, "the compiled program gets its turn, through the shell"
+
+
+def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)
+    compiled = fxsolve.compile(scaled)
+    with torch.no_grad():
+        compiled(torch.randn(512, 1, 16))
+        if compiled._compiler.last.executable is None:
+            pytest.skip("no schedule is certified")
+        compiled(torch.randn(512, 3, 16))
+        entry = compiled._compiler.last
+        assert entry.drift is not None and entry.drift.original == math.inf
+        x = torch.randn(512, 3, 16)
+        fallbacks = []
+        for _ in range(2 * CLEAR_AFTER):
+            torch.testing.assert_close(compiled(x), scaled(x))
+            fallbacks.append(compiled.solution.fallback is None)
+        assert fallbacks == [True, False] * CLEAR_AFTER
+        assert entry.drift.original < math.inf and entry.drift.compiled < math.inf
+
+
+WEIGHT = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 16
+
+
+def scaled(x: Tensor) -> Tensor:
+    """A loop that forgets quickly."""
+    h, out = torch.zeros(x.shape[1:]), []
+    for step in x:
+        h = torch.tanh(step + h @ WEIGHT)
+        out.append(h)
+    return torch.stack(out)

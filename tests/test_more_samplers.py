@@ -161,6 +161,6 @@ def test_the_original_is_timed_only_where_that_could_matter() -> None:
     def executable(*runners: Runner) -> Any:
         return type("", (), {"runners": dict(enumerate(runners))})()
 
-    assert quick_enough(executable(Runner(1.0, 0.5))) == 1.0
+    assert quick_enough(executable(Runner(1.0, 0.5))) == (1.0, 0.5)
     assert quick_enough(executable(Runner(1.0, 0.99))) is None
     assert quick_enough(executable(Runner(1.0, 0.5), Runner(None, 0.6))) is None  # a block of which nothing is known

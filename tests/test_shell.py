@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fxsolve
-from fxsolve.shell import LEAST, MOST, Shell, shell_of
+from fxsolve.shell import LEAST, MOST, Calls, Shell, calls_between, shell_of
 from tests.checking import assert_same_bits
 
 
@@ -28,7 +28,7 @@ class Steps(nn.Module):
 
 def test_what_fits() -> None:
     x = torch.randn(2, 3)
-    shell = shell_of((x, 2, None), {}, "why", 1e-5, 1.0)
+    shell = shell_of((x, 2, None), {}, "why", Calls(LEAST))
     assert isinstance(shell, Shell)
     assert shell.fits((torch.zeros(2, 3), 2, None), {})
     assert not shell.fits((torch.zeros(3, 3), 2, None), {})
@@ -39,11 +39,11 @@ def test_what_fits() -> None:
     with torch.no_grad():
         assert not shell.fits((x, 2, None), {})
     assert [shell.fits((x, 2, None), {}) for _ in range(LEAST)] == [True] * (LEAST - 1) + [False]
-    assert shell_of(([x],), {}, "why", 0.0, 1.0) is None and shell_of((x,), {"h": 1}, "why", 0.0, 1.0) is None
+    assert shell_of(([x],), {}, "why", Calls(1)) is None and shell_of((x,), {"h": 1}, "why", Calls(1)) is None
 
 
 def test_looks_take_a_hundredth_of_the_time_of_the_calls() -> None:
-    lefts = [shell_of((), {}, "why", look, 1.0).left for look in (0.0, 0.5, 2.0, 10.0, 100.0)]
+    lefts = [calls_between(look, 1.0).left for look in (0.0, 0.5, 2.0, 10.0, 100.0)]
     assert lefts == [LEAST, LEAST, 200, 1000, MOST]
 
 
