@@ -32,8 +32,9 @@ from examples.report import ROUND, SEED, interleaved
 from examples.rnn.models import LinearGRUCell, LinearRNNCell, Loop, LSTMLoop
 from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
 from fxsolve.codegen import Executable
+from fxsolve.cost import RECENT
 from fxsolve.plan import Plan, Runner
-from fxsolve.schedule import RECENT, BlockRunner
+from fxsolve.schedule import BlockRunner
 from fxsolve.solvers import Solver
 from fxsolve.trials import SWEEP_LIMIT
 

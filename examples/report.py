@@ -41,13 +41,15 @@ class Row:
 def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of a run of each variant, `rounds` of them, taken in turns so that all see the same machine.
+    """Seconds of a run of each variant, `rounds` of them, taken in turns so that all see the same machine; none of them always
+    comes right after the same other one.
 
     A round is the mean of as many runs as take ROUND seconds: the first one, after another program's, also pays for what
     that one drove out of the caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    turns = [(name, run) for _ in range(rounds) for name, run in variants.items()]
+    order = list(variants.items())
+    turns = [order[(k + first) % len(order)] for first in range(rounds) for k in range(len(order))]
     with bar("timing", len(turns)) as move:
         for done, (name, run) in enumerate(turns):
             move(done, f"timing {name}")

@@ -14,7 +14,9 @@ noise: how far the program in order is from float64, on the first call.)
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +26,7 @@ from torch import fx
 
 from fxsolve.bits import same_bits
 from fxsolve.certificate import CONTRACTION, TOLERANCE
-from fxsolve.cost import makespan
+from fxsolve.cost import RECENT, makespan
 from fxsolve.ir import CARRY, CONST, Chain, placeholders, results
 from fxsolve.iterates import note
 from fxsolve.passes.chain import in_order
@@ -209,23 +211,30 @@ class ChainRunner(Runner):
         self.replayed = ""  # what came of it
         self.noise: list[float] | None = None  # of each layer; None: sweeps go on until all layers are final
         self.sweeps: Sweeps | None = None  # the last call's
+        self.far: deque[float] = deque(maxlen=RECENT)  # the last calls' seconds, over what the cost model said of each
 
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
         """The states that are asked for, each in its place."""
-        if self.plan is None:
-            self.plan = self.decide(consts)
+        if self.plan is not None:
+            return self.solved(self.plan, consts)
+        self.plan = self.decide(consts)
+        states = self.solved(self.plan, consts)
+        self.far.clear()  # the first call warms up
+        return states
+
+    def solved(self, plan: Plan, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
         start = time.perf_counter()
-        if self.plan.in_order:
+        if plan.in_order:
             return self.run_in_order(consts, start)
         sweeps = Sweeps(self.block, self.layers, consts, self.noise)
-        frontier = drive(sweeps, self.plan.solver)
+        frontier = drive(sweeps, plan.solver)
         states = tuple(sweeps.states)
         sweeps.forget()
         self.sweeps = sweeps
         self.solution = BlockSolution(
             self.block.name,
             self.block.kind,
-            str(self.plan.solver),
+            str(plan.solver),
             self.block.length,
             sweeps=len(frontier),
             steps=sweeps.steps,
@@ -235,6 +244,7 @@ class ChainRunner(Runner):
             certificate=certificate(sweeps.residual),
             seconds=time.perf_counter() - start,
         )
+        self.follow(self.solution.seconds)
         return tuple(states[n] if n in self.block.asked else None for n in range(self.block.length))
 
     def run_in_order(self, consts: Tensors, start: float) -> tuple[torch.Tensor | None, ...]:
@@ -256,6 +266,8 @@ class ChainRunner(Runner):
             certificate="in order",
             seconds=time.perf_counter() - start,
         )
+        if not replayable(consts):  # a GPU's calls return before they are done
+            self.follow(self.solution.seconds)
         return tuple(found)
 
     def decide(self, consts: Tensors) -> Plan:
@@ -318,13 +330,28 @@ class ChainRunner(Runner):
         if not self.seconds:
             return None
         if self.sweeps is None or self.plan is None or self.plan.in_order:
-            return self.whole
-        total = 0.0
+            return self.scale * self.whole
+        return sum(makespan(costs, devices) for costs in self.costs())
+
+    def costs(self) -> list[list[float]]:
+        """For each sweep of the last call the seconds of its blocks of layers, scaled as the last calls say."""
+        assert self.sweeps is not None
+        found, scale = [], self.scale
         for number, blocks in enumerate(self.sweeps.rounds):
-            looked = self.looks if number in self.sweeps.looked else [0.0] * self.block.length
-            costs = [sum(self.seconds[n] + self.tests[n] + looked[n] for n in block) for block in blocks]
-            total += makespan(costs, devices)
-        return total
+            looks = self.looks if number in self.sweeps.looked else [0.0] * self.block.length
+            found.append([scale * sum(self.seconds[n] + self.tests[n] + looks[n] for n in block) for block in blocks])
+        return found
+
+    @property
+    def scale(self) -> float:
+        """How much longer the last calls took than layers that are timed one by one say."""
+        return statistics.median(self.far) if self.far else 1.0
+
+    def follow(self, seconds: float) -> None:
+        """Takes note of how far a call was from what the cost model says."""
+        predicted = self.predicted(1)
+        if predicted:
+            self.far.append(seconds * self.scale / predicted)
 
 
 def quickest(run: Callable[[], object]) -> float:

@@ -27,6 +27,7 @@ from fxsolve.timing import seconds_of
 
 T = TypeVar("T")
 EMPTY = 200  # calls, to time one
+RECENT = 5  # calls that the model is held against
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ PAYS = 0.85  # of the original's seconds: what is nearly as quick may be slower 
 CLOSE, FAR = 0.67, 1.25  # of the original's seconds: what is between may come out otherwise another time
 LOST, AT_ONCE = 1.5, 0.5  # in calls of the original: in all, and what one call counts at the most: machines are noisy
 TURNS, CLEAR_AFTER, CLEARLY = 5, 2, 1.5
+LONG = 0.1  # seconds: such a call is a turn by itself
+WARM_UP, CALLS = 1, 3  # of a turn: the first call after another program's finds the caches full of that one
 FIRST, LONGER, MOST = 16, 4, 4096  # calls until the two take turns: at first, by what they grow, and at the most
 
 
@@ -30,6 +32,7 @@ class Drift:
     left: int = FIRST  # calls until the two take turns
     patience: int = LONGER * FIRST  # what `left` is next
     lost: float = 0.0  # by the compiled program, in calls of the original
+    turn: list[float] = field(default_factory=list)  # the calls of the present turn
     turns: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})  # True: the compiled program's
 
     @staticmethod
@@ -46,8 +49,7 @@ class Drift:
 
     def ran(self, compiled: bool, seconds: float) -> None:
         if not self.left:
-            self.turns[compiled].append(seconds)
-            self.decide()
+            self.take(compiled, seconds)
             return
         if not compiled or self.compiled > CLOSE * self.original:
             self.left -= 1
@@ -55,8 +57,13 @@ class Drift:
             self.lost = max(0.0, self.lost + min(seconds / self.original - 1.0, AT_ONCE))
             self.left = self.left if self.lost < LOST else 0
 
-    def decide(self) -> None:
-        """Says who leads once both have had their turns, or one is clearly ahead."""
+    def take(self, compiled: bool, seconds: float) -> None:
+        """A call of somebody's turn. Once both have had their turns, or one is clearly ahead, it is said who leads."""
+        self.turn.append(seconds)
+        if self.turn[0] < LONG and len(self.turn) < WARM_UP + CALLS:
+            return
+        self.turns[compiled].append(statistics.median(self.turn[WARM_UP:] or self.turn))
+        self.turn.clear()
         ours, theirs = self.turns[True], self.turns[False]
         if len(ours) != len(theirs) or len(ours) < CLEAR_AFTER:
             return

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxsolve.bits import same_bits
-from fxsolve.cost import Phase, call_count, predicted
+from fxsolve.cost import RECENT, Phase, call_count, predicted
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
 from fxsolve.ir import CONST, FixedPoint, Recurrence
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 PROBES = 256  # steps on which a rewritten head is compared with the original
 GIVE_UP_AFTER = 2  # unsolved calls in a row before a plan is dropped, or made anew
-RECENT = 5  # calls that the cost model is held against
 HELD = 4  # solved calls that make a plan worth making anew
 
 

@@ -205,6 +205,7 @@ def test_predictions_of_more_devices_follow_from_the_layers() -> None:
     (runner,) = compiled._compiler.last.executable.runners.values()
     assert isinstance(runner, ChainRunner)
     runner.seconds, runner.tests, runner.looks = ([s] * runner.block.length for s in (2.0, 0.5, 1.0))
+    runner.far.clear()
     assert runner.sweeps is not None
     evaluated = [sum(map(len, blocks)) for blocks in runner.sweeps.rounds]
     looked = sum(evaluated[n] for n in runner.sweeps.looked)
@@ -212,6 +213,9 @@ def test_predictions_of_more_devices_follow_from_the_layers() -> None:
     assert runner.predicted(1000) == pytest.approx(2.5 * sum(n > 0 for n in evaluated) + len(runner.sweeps.looked))
     halves = sum(-(-n // 2) * (3.5 if k in runner.sweeps.looked else 2.5) for k, n in enumerate(evaluated))
     assert runner.predicted(2) == pytest.approx(halves)
+    for twice in (2.0, 2.0, 50.0):
+        runner.follow(twice * (2.5 * sum(evaluated) + looked))
+    assert runner.scale == pytest.approx(2.0) and runner.predicted(2) == pytest.approx(2.0 * halves), "as the last calls took"
 
 
 def test_with_gradients_the_original_runs() -> None:

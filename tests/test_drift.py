@@ -10,69 +10,84 @@ from torch import Tensor
 
 import fxsolve
 import fxsolve.compiler
-from fxsolve.drift import CLEAR_AFTER, FIRST, LONGER, MOST, TURNS, Drift
+from fxsolve.drift import CALLS, CLEAR_AFTER, FIRST, LONG, LONGER, MOST, TURNS, WARM_UP, Drift
 from tests.checking import assert_same_bits
+
+TURN = WARM_UP + CALLS
+CLEAR, ALL = (n * (TURN * "C" + TURN * "O") for n in (CLEAR_AFTER, TURNS))
 
 
 def follow(drift: Drift, calls: int, original: float, compiled: float) -> str:
-    """Who takes the next calls: C or O for each."""
+    """Who takes the next calls, of so many milliseconds: C or O for each."""
     taken = ""
     for _ in range(calls):
         ours = drift.compiled_is_next
-        drift.ran(ours, compiled if ours else original)
+        drift.ran(ours, (compiled if ours else original) / 1e3)
         taken += "C" if ours else "O"
     return taken
 
 
 def test_a_compiled_program_that_is_far_quicker_takes_all_calls() -> None:
-    drift = Drift(original=1.0, compiled=0.1)
+    drift = Drift(original=1e-3, compiled=1e-4)
     assert follow(drift, 1000, 1.0, 0.2) == 1000 * "C"
 
 
 def test_single_late_calls_are_the_machine() -> None:
-    drift = Drift(original=1.0, compiled=0.5)
+    drift = Drift(original=1e-3, compiled=5e-4)
     for _ in range(20):
         assert follow(drift, 2, 1.0, 50.0) + follow(drift, 3, 1.0, 0.5) == "CCCCC"
 
 
 def test_what_has_become_slow_makes_way_and_gets_other_chances() -> None:
-    drift = Drift(original=1.0, compiled=0.1)
+    drift = Drift(original=1e-3, compiled=1e-4)
     assert follow(drift, 3, 1.0, 2.0) == "CCC", "half a call is lost in each, at the most"
-    turns = CLEAR_AFTER * "CO"
-    assert follow(drift, len(turns), 1.0, 2.0) == turns and not drift.compiled_leads
-    assert drift.why == "the original runs: it takes 1.0000 s, the compiled program 2.0000 s"
+    assert follow(drift, len(CLEAR), 1.0, 2.0) == CLEAR and not drift.compiled_leads
+    assert drift.why == "the original runs: it takes 0.0010 s, the compiled program 0.0020 s"
     rest = LONGER * FIRST
-    assert follow(drift, rest + len(turns), 1.0, 2.0) == rest * "O" + turns
-    assert follow(drift, LONGER * rest + len(turns), 1.0, 0.2) == LONGER * rest * "O" + turns
+    assert follow(drift, rest + len(CLEAR), 1.0, 2.0) == rest * "O" + CLEAR
+    assert follow(drift, LONGER * rest + len(CLEAR), 1.0, 0.2) == LONGER * rest * "O" + CLEAR
     assert drift.compiled_leads and follow(drift, 100, 1.0, 0.2) == 100 * "C"
 
 
 def test_a_slow_machine_is_no_reason() -> None:
-    drift = Drift(original=1.0, compiled=0.5)
-    follow(drift, 3 + 2 * CLEAR_AFTER, 6.0, 3.0)
-    assert drift.compiled_leads and drift.original == 6.0
+    drift = Drift(original=1e-3, compiled=5e-4)
+    follow(drift, 3 + len(CLEAR), 6.0, 3.0)
+    assert drift.compiled_leads and drift.original == 6e-3
     assert follow(drift, 100, 6.0, 3.0) == 100 * "C"
 
 
 @pytest.mark.parametrize("leads", (True, False))
 def test_the_close_take_calls_in_turns_again_and_again(leads: bool) -> None:
-    drift = Drift(1.0, 0.8 if leads else 0.9, leads)
-    first, turns = ("C" if leads else "O"), TURNS * "CO"
-    assert follow(drift, FIRST + 2 * TURNS, 1.0, 0.9) == FIRST * first + turns
+    drift = Drift(1e-3, 0.8e-3 if leads else 0.9e-3, leads)
+    first = "C" if leads else "O"
+    assert follow(drift, FIRST + len(ALL), 1.0, 0.9) == FIRST * first + ALL
     assert drift.compiled_leads is leads, "what is a little quicker goes on, and takes over from nobody"
-    assert follow(drift, LONGER * FIRST + 2 * TURNS, 1.0, 1.01) == LONGER * FIRST * first + turns
+    assert follow(drift, LONGER * FIRST + len(ALL), 1.0, 1.01) == LONGER * FIRST * first + ALL
     assert not drift.compiled_leads
-    follow(drift, LONGER**2 * FIRST + 2 * TURNS, 1.0, 0.8)
+    follow(drift, LONGER**2 * FIRST + len(ALL), 1.0, 0.8)
     assert drift.compiled_leads
     assert follow(drift, MOST + 1, 1.0, 0.8)[-2:] == "CC"
     assert drift.patience == MOST
+
+
+def test_the_first_call_of_a_turn_warms_up() -> None:
+    drift = Drift(1e-3, 0.9e-3, left=0)
+    for _ in range(TURNS):
+        assert follow(drift, WARM_UP, 1.0, 50.0) + follow(drift, TURN - WARM_UP, 1.0, 0.9) == TURN * "C"
+        assert follow(drift, TURN, 1.0, 0.9) == TURN * "O"
+    assert drift.compiled_leads and drift.compiled == pytest.approx(0.9e-3)
+
+
+def test_a_long_call_is_a_turn_by_itself() -> None:
+    drift = Drift(LONG, 0.9 * LONG, left=0)
+    assert follow(drift, 2 * TURNS, 1e3, 1.1e3) == TURNS * "CO" and not drift.compiled_leads
 
 
 def test_where_nothing_is_known_the_next_calls_tell() -> None:
     for compiled in (0.2, 5.0):
         drift = Drift.unknown()
         assert drift.original == math.inf
-        assert follow(drift, 2 * CLEAR_AFTER, 1.0, compiled) == CLEAR_AFTER * "CO"
+        assert follow(drift, len(CLEAR), 1.0, compiled) == CLEAR
         assert drift.compiled_leads == (compiled < 1.0)
 
 
@@ -102,10 +117,10 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert entry is not None and entry.drift is not None and entry.choice == "compiled"
         entry.drift = drift = Drift(original=1e-9, compiled=1e-10)  # as if inputs had become hard
         fallbacks = []
-        for seed in range(5):
+        for seed in range(3 + TURN + 1):
             assert_sampled_alike(compiled, seed)
             fallbacks.append(compiled.solution.fallback)
-        assert fallbacks[:4] == [None] * 4 and "take calls in turns" in fallbacks[4]
+        assert fallbacks[:-1] == [None] * (3 + TURN) and "take calls in turns" in str(fallbacks[-1])
         entry.drift = drift = Drift(1e-4, 1e-4, compiled_leads=False)  # as if the race had been close
         for seed in range(FIRST):
             assert_sampled_alike(compiled, seed)
@@ -127,10 +142,10 @@ def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest
         assert entry.drift is not None and entry.drift.original == math.inf
         x = torch.randn(512, 3, 16)
         fallbacks = []
-        for _ in range(2 * CLEAR_AFTER):
+        for _ in range(len(CLEAR)):
             torch.testing.assert_close(compiled(x), scaled(x))
             fallbacks.append(compiled.solution.fallback is None)
-        assert fallbacks == [True, False] * CLEAR_AFTER
+        assert fallbacks == [who == "C" for who in CLEAR]
         assert entry.drift.original < math.inf and entry.drift.compiled < math.inf
 
 

@@ -91,15 +91,12 @@ def rounds(name: str, phase: Phase, devices: int, start: float, seconds: float, 
 def layers(name: str, runner: ChainRunner, devices: int, start: float) -> Iterator[Bar]:
     """The layers of a chain: in order on one device, or sweep by sweep, the longest block first, on the device that is free."""
     if runner.sweeps is None or runner.plan is None or runner.plan.in_order:
-        scale = runner.whole / (sum(runner.seconds) or 1.0)
+        scale = (runner.predicted(devices) or 0.0) / (sum(runner.seconds) or 1.0)
         for seconds in runner.seconds:
             yield Bar(name, "layers in order", 0, start, start + seconds * scale)
             start += seconds * scale
         return
-    for number, blocks in enumerate(runner.sweeps.rounds):
-        costs = [sum(runner.seconds[n] + runner.tests[n] for n in block) for block in blocks]
-        if number in runner.sweeps.looked:
-            costs = [c + sum(runner.looks[n] for n in block) for c, block in zip(costs, blocks, strict=True)]
+    for number, costs in enumerate(runner.costs()):
         free = [start] * min(devices, max(1, len(costs)))
         for cost in sorted(costs, reverse=True):
             device = min(range(len(free)), key=free.__getitem__)
