@@ -6,10 +6,10 @@ text serves the generated check of all watches together and the slow search for 
 
 from __future__ import annotations
 
+import ast
 import enum
-import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +36,6 @@ CONDITIONS = {
 KEYS = "o.keys()"
 CLASS = "o.__class__"
 METADATA = "(o.dtype, o.shape, o.stride(), o.device, o.requires_grad)"
-class_of = operator.attrgetter("__class__")
 metadata_of = operator.attrgetter("dtype", "shape", "device", "requires_grad")  # but for the strides
 CONTENTS = "digest(o)"
 
@@ -104,42 +103,49 @@ def compile_check(watches: Sequence[Watch]) -> Callable[[], bool]:
 
 def look_at_all(watches: Iterable[Watch]) -> tuple[Callable[[], bool], list[Watch]]:
     """A function that says whether what it looks at is the same as now, and the watches that this says nothing about."""
-    dicts: dict[int, dict[Any, Any]] = {}
-    sized, objects, tensors, rest = [], [], [], []
+    entries: list[tuple[dict[Any, Any], Any]] = []
+    empties, sized, objects, tensors, rest = [], [], [], [], []
     for watch in watches:
+        owner = watch.owner
         if not watch.holds():
             rest.append(watch)
-        elif isinstance(watch.owner, dict) and watch.access.startswith("o[") and watch.current() is watch.expected:
-            dicts[id(watch.owner)] = watch.owner
         elif watch.access == KEYS:  # each entry has its own watch, so the same number means the same keys
-            sized.append(watch.owner)
-        elif watch.access == CLASS:
-            objects.append(watch.owner)
+            (sized if owner else empties).append(owner)
+        elif watch.access == CLASS and type(owner) is watch.expected:
+            objects.append(owner)
         elif watch.kind == "metadata":
-            tensors.append(watch.owner)
+            tensors.append(owner)
+        elif isinstance(owner, dict) and watch.current() is watch.expected and (key := key_of(watch.access)) is not None:
+            entries.append((owner, key))
         else:
             rest.append(watch)
-    owners = list(dicts.values())
-    sized += owners
-    sizes, classes, metadata = list(map(len, sized)), list(map(class_of, objects)), list(map(metadata_of, tensors))
-    keys, values = list(itertools.chain.from_iterable(owners)), list(all_values(owners))
+    dicts, keys = [owner for owner, _ in entries], [key for _, key in entries]
+    values, sizes = list(map(operator.getitem, dicts, keys)), list(map(len, sized))
+    classes, metadata = list(map(type, objects)), list(map(metadata_of, tensors))
     strides = list(map(torch.Tensor.stride, tensors))
 
     def quick() -> bool:
-        return (
-            all(map(operator.eq, map(len, sized), sizes))
-            and all(map(operator.is_, itertools.chain.from_iterable(owners), keys))
-            and all(map(operator.is_, all_values(owners), values))
-            and all(map(operator.is_, map(class_of, objects), classes))
-            and all(map(operator.eq, map(metadata_of, tensors), metadata))  # no lists, which the garbage collector would count
-            and all(map(operator.eq, map(torch.Tensor.stride, tensors), strides))
-        )
+        try:
+            return (
+                not any(empties)
+                and list(map(len, sized)) == sizes
+                and all(map(operator.is_, map(operator.getitem, dicts, keys), values))
+                and all(map(operator.is_, map(type, objects), classes))
+                and all(map(operator.eq, map(metadata_of, tensors), metadata))  # no lists, which the garbage collector counts
+                and all(map(operator.eq, map(torch.Tensor.stride, tensors), strides))
+            )
+        except KeyError:
+            return False
 
     return quick, rest
 
 
-def all_values(dicts: Iterable[dict[Any, Any]]) -> Iterator[Any]:
-    return itertools.chain.from_iterable(map(dict.values, dicts))
+def key_of(access: str) -> Any:
+    """The key by which a place reads a dict; None if it reads something else, or one that is not written out."""
+    try:
+        return ast.literal_eval(access[2:-1]) if access.startswith("o[") else None
+    except (ValueError, SyntaxError):
+        return None
 
 
 def one_by_one(watches: Iterable[Watch]) -> Callable[[], bool]:
