@@ -28,7 +28,7 @@ import fxsolve
 from benchmarks.machine import RESULTS, machine
 from examples.densenet.model import cifar
 from examples.made.model import MADE
-from examples.report import ROUND, SEED, interleaved
+from examples.report import ROUND, SEED, interleaved, once
 from examples.rnn.models import LinearGRUCell, LinearRNNCell, Loop, LSTMLoop
 from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
 from fxsolve.codegen import Executable
@@ -40,6 +40,7 @@ from fxsolve.trials import SWEEP_LIMIT
 
 BUDGET = 4.0  # seconds of a case's rounds
 PAIRS, FEW = 5, 3  # of choice and original, at the least; of slow ones
+PAIR = 0.005  # seconds of each half: short, so that both meet the same machine
 PREDICTIONS = 3
 LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])
 SAMPLER_SOLVERS = (Jacobi(), JacobiGS(8), GSJacobi(64))
@@ -201,18 +202,23 @@ def measure(case: Case, device: str, budget: float) -> dict:
         def call() -> Tensor:
             return chosen(*arguments)
 
+        def original() -> Tensor:
+            return fn(*arguments)
+
         interleaved({"chosen": call}, 1, device)
         predictions = [held_against(chosen, call, device) for _ in range(PREDICTIONS)]
         predicted, measured = sorted(predictions, key=lambda pair: (pair[0] or 0.0) / pair[1])[PREDICTIONS // 2]
         programs = Variants(chosen, arguments)
         settings = {"chosen": programs.choice(), "original": None}
 
-        def seconds_of(name: str, rounds: int = 1) -> list[float]:
-            setting = settings[name]
+        def seconds_of(name: str, least: float = ROUND) -> list[float]:
+            setting, run = settings[name], call
             if setting is None:
-                return interleaved({name: lambda: fn(*arguments)}, rounds, device)[name]
-            programs.take_up(setting)
-            return interleaved({name: lambda: chosen(*arguments)}, rounds, device)[name]
+                run = original
+                once(run, device)  # warms up, as taking up a setting does
+            else:
+                programs.take_up(setting)
+            return interleaved({name: run}, 1, device, least)[name]
 
         def ratios(first: str, second: str) -> list[float]:
             """Seconds of one over those of the other, which of them comes first in turns."""
@@ -220,9 +226,9 @@ def measure(case: Case, device: str, budget: float) -> dict:
             deadline = time.perf_counter() + budget / 3
             while len(found) < least or time.perf_counter() < deadline:
                 if len(found) % 2:
-                    (below,), (above,) = seconds_of(second), seconds_of(first)
+                    (below,), (above,) = seconds_of(second, PAIR), seconds_of(first, PAIR)
                 else:
-                    (above,), (below,) = seconds_of(first), seconds_of(second)
+                    (above,), (below,) = seconds_of(first, PAIR), seconds_of(second, PAIR)
                 found.append(above / below)
             return found
 

@@ -39,12 +39,12 @@ class Row:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", least: float = ROUND
 ) -> dict[str, list[float]]:
     """Seconds of a run of each variant, `rounds` of them, taken in turns so that all see the same machine; none of them always
     comes right after the same other one.
 
-    A round is the mean of as many runs as take ROUND seconds: the first one, after another program's, also pays for what
+    A round is the mean of as many runs as take `least` seconds: the first one, after another program's, also pays for what
     that one drove out of the caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -54,7 +54,7 @@ def interleaved(
         for done, (name, run) in enumerate(turns):
             move(done, f"timing {name}")
             taken = [once(run, device)]
-            while sum(taken) < ROUND:
+            while sum(taken) < least:
                 taken.append(once(run, device))
             seconds[name].append(statistics.fmean(taken))
     return seconds
