@@ -7,7 +7,7 @@ take a hundredth of their time, or when the compiled program is to have another 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,22 +29,30 @@ class Calls:
 class Shell:
     """Arguments of one kind, for which the original was chosen: `why`, for so many calls."""
 
-    __slots__ = ("calls", "grad", "kinds", "why")
+    __slots__ = ("calls", "grad", "same", "why")
 
     def __init__(self, args: Sequence[Any], why: str, calls: Counted) -> None:
-        self.kinds = [(type(a), a.shape if isinstance(a, torch.Tensor) else a) for a in args]
+        self.same = same_kinds(args)
         self.grad = torch.is_grad_enabled()
         self.why, self.calls = why, calls
 
     def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call is one of that kind, and it is not time to look at it closely."""
-        if kwargs or not self.calls.left or len(args) != len(self.kinds) or torch.is_grad_enabled() is not self.grad:
+        calls = self.calls
+        if kwargs or not calls.left or torch.is_grad_enabled() is not self.grad or not self.same(args):
             return False
-        for value, (kind, seen) in zip(args, self.kinds):
-            if type(value) is not kind or (value.shape if kind is torch.Tensor else value) != seen:
-                return False
-        self.calls.left -= 1
+        calls.left -= 1
         return True
+
+
+def same_kinds(args: Sequence[Any]) -> Callable[[Sequence[Any]], bool]:
+    """A function that says whether arguments are tensors of the same shapes, and equal numbers. It is one line, as it runs cold."""
+    terms, scope = [f"len(args) == {len(args)}"], {}
+    for k, value in enumerate(args):
+        is_tensor = isinstance(value, torch.Tensor)
+        scope |= {f"kind{k}": type(value), f"seen{k}": value.shape if is_tensor else value}
+        terms.append(f"args[{k}].__class__ is kind{k} and args[{k}]{'.shape' if is_tensor else ''} == seen{k}")
+    return eval(f"lambda args: {' and '.join(terms)}", scope)
 
 
 def calls_between(look: float, call: float) -> Calls:
