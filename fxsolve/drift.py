@@ -14,9 +14,10 @@ import statistics
 from dataclasses import dataclass, field
 
 PAYS = 0.85  # of the original's seconds: what is nearly as quick may be slower another time
-CLOSE, FAR = 0.67, 1.25  # of the original's seconds: what is between may come out otherwise another time
+CLOSE, FAR = 0.67, 1.1  # of the original's seconds: what is between may come out otherwise another time
 LOST, AT_ONCE = 1.5, 0.5  # in calls of the original: in all, and what one call counts at the most: machines are noisy
-TURNS, CLEAR_AFTER, CLEARLY = 5, 2, 1.5
+TURNS = 3
+CLEARLY, AT_A_GLANCE = 1.5, 3.0  # times as long, which ends it: after a turn of each, and after the first call of each
 LONG = 0.1  # seconds: such a call is a turn by itself
 WARM_UP, CALLS = 1, 3  # of a turn: the first call after another program's finds the caches full of that one
 FIRST, LONGER, MOST = 16, 4, 4096  # calls until the two take turns: at first, by what they grow, and at the most
@@ -34,6 +35,10 @@ class Drift:
     lost: float = 0.0  # by the compiled program, in calls of the original
     turn: list[float] = field(default_factory=list)  # the calls of the present turn
     turns: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})  # True: the compiled program's
+
+    def __post_init__(self) -> None:
+        if not self.compiled_leads:  # it was not chosen
+            self.left, self.patience = self.patience, LONGER * self.patience
 
     @staticmethod
     def unknown() -> Drift:
@@ -58,18 +63,19 @@ class Drift:
             self.left = self.left if self.lost < LOST else 0
 
     def take(self, compiled: bool, seconds: float) -> None:
-        """A call of somebody's turn. Once both have had their turns, or one is clearly ahead, it is said who leads."""
+        """A call of somebody's turn: of the first turn of each, which is one call, or of one of the others."""
+        ours, theirs = self.turns[True], self.turns[False]
         self.turn.append(seconds)
-        if self.turn[0] < LONG and len(self.turn) < WARM_UP + CALLS:
+        glance = not (ours and theirs)
+        if not glance and self.turn[0] < LONG and len(self.turn) < WARM_UP + CALLS:
             return
         self.turns[compiled].append(statistics.median(self.turn[WARM_UP:] or self.turn))
         self.turn.clear()
-        ours, theirs = self.turns[True], self.turns[False]
-        if len(ours) != len(theirs) or len(ours) < CLEAR_AFTER:
+        if len(ours) != len(theirs):
             return
-        self.compiled, self.original = statistics.median(ours), statistics.median(theirs)
-        clear = max(self.compiled, self.original) > CLEARLY * min(self.compiled, self.original)
-        if clear or len(ours) == TURNS:
+        self.compiled, self.original = (statistics.median(turns[1:] or turns) for turns in (ours, theirs))
+        far = max(self.compiled, self.original) / min(self.compiled, self.original)
+        if far > (AT_A_GLANCE if glance else CLEARLY) or len(ours) > TURNS:
             self.compiled_leads = self.compiled <= (1.0 if self.compiled_leads else PAYS) * self.original
             self.left, self.patience, self.lost = self.patience, min(LONGER * self.patience, MOST), 0.0
             ours.clear()

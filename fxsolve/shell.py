@@ -46,7 +46,7 @@ class Shell:
 
 
 def same_kinds(args: Sequence[Any]) -> Callable[[Sequence[Any]], bool]:
-    """A function that says whether arguments are tensors of the same shapes, and equal numbers. It is one line, as it runs cold."""
+    """A function that says whether arguments are tensors of the same shapes, and equal numbers: one line, as it runs cold."""
     terms, scope = [f"len(args) == {len(args)}"], {}
     for k, value in enumerate(args):
         is_tensor = isinstance(value, torch.Tensor)

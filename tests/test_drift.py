@@ -10,11 +10,12 @@ from torch import Tensor
 
 import fxsolve
 import fxsolve.compiler
-from fxsolve.drift import CALLS, CLEAR_AFTER, FIRST, LONG, LONGER, MOST, TURNS, WARM_UP, Drift
+from fxsolve.drift import CALLS, FIRST, LONG, LONGER, MOST, TURNS, WARM_UP, Drift
 from tests.checking import assert_same_bits
 
 TURN = WARM_UP + CALLS
-CLEAR, ALL = (n * (TURN * "C" + TURN * "O") for n in (CLEAR_AFTER, TURNS))
+GLANCE = "CO"
+CLEAR, ALL = (GLANCE + n * (TURN * "C" + TURN * "O") for n in (1, TURNS))
 
 
 def follow(drift: Drift, calls: int, original: float, compiled: float) -> str:
@@ -44,8 +45,8 @@ def test_what_has_become_slow_makes_way_and_gets_other_chances() -> None:
     assert follow(drift, len(CLEAR), 1.0, 2.0) == CLEAR and not drift.compiled_leads
     assert drift.why == "the original runs: it takes 0.0010 s, the compiled program 0.0020 s"
     rest = LONGER * FIRST
-    assert follow(drift, rest + len(CLEAR), 1.0, 2.0) == rest * "O" + CLEAR
-    assert follow(drift, LONGER * rest + len(CLEAR), 1.0, 0.2) == LONGER * rest * "O" + CLEAR
+    assert follow(drift, rest + len(GLANCE), 1.0, 4.0) == rest * "O" + GLANCE, "what is far slower is tried once"
+    assert follow(drift, LONGER * rest + len(GLANCE), 1.0, 0.2) == LONGER * rest * "O" + GLANCE
     assert drift.compiled_leads and follow(drift, 100, 1.0, 0.2) == 100 * "C"
 
 
@@ -59,12 +60,13 @@ def test_a_slow_machine_is_no_reason() -> None:
 @pytest.mark.parametrize("leads", (True, False))
 def test_the_close_take_calls_in_turns_again_and_again(leads: bool) -> None:
     drift = Drift(1e-3, 0.8e-3 if leads else 0.9e-3, leads)
-    first = "C" if leads else "O"
-    assert follow(drift, FIRST + len(ALL), 1.0, 0.9) == FIRST * first + ALL
+    first, calls = ("C", FIRST) if leads else ("O", LONGER * FIRST)
+    assert follow(drift, calls + len(ALL), 1.0, 0.9) == calls * first + ALL
     assert drift.compiled_leads is leads, "what is a little quicker goes on, and takes over from nobody"
-    assert follow(drift, LONGER * FIRST + len(ALL), 1.0, 1.01) == LONGER * FIRST * first + ALL
+    calls *= LONGER
+    assert follow(drift, calls + len(ALL), 1.0, 1.01) == calls * first + ALL
     assert not drift.compiled_leads
-    follow(drift, LONGER**2 * FIRST + len(ALL), 1.0, 0.8)
+    follow(drift, LONGER * calls + len(ALL), 1.0, 0.8)
     assert drift.compiled_leads
     assert follow(drift, MOST + 1, 1.0, 0.8)[-2:] == "CC"
     assert drift.patience == MOST
@@ -72,22 +74,23 @@ def test_the_close_take_calls_in_turns_again_and_again(leads: bool) -> None:
 
 def test_the_first_call_of_a_turn_warms_up() -> None:
     drift = Drift(1e-3, 0.9e-3, left=0)
+    assert follow(drift, len(GLANCE), 1.0, 0.9) == GLANCE
     for _ in range(TURNS):
         assert follow(drift, WARM_UP, 1.0, 50.0) + follow(drift, TURN - WARM_UP, 1.0, 0.9) == TURN * "C"
         assert follow(drift, TURN, 1.0, 0.9) == TURN * "O"
-    assert drift.compiled_leads and drift.compiled == pytest.approx(0.9e-3)
+    assert drift.compiled_leads and drift.compiled == pytest.approx(0.9e-3) and drift.left
 
 
 def test_a_long_call_is_a_turn_by_itself() -> None:
     drift = Drift(LONG, 0.9 * LONG, left=0)
-    assert follow(drift, 2 * TURNS, 1e3, 1.1e3) == TURNS * "CO" and not drift.compiled_leads
+    assert follow(drift, len(GLANCE) + 2 * TURNS, 1e3, 1.1e3) == GLANCE + TURNS * "CO" and not drift.compiled_leads
 
 
 def test_where_nothing_is_known_the_next_calls_tell() -> None:
-    for compiled in (0.2, 5.0):
+    for compiled, turns in ((0.2, GLANCE), (5.0, GLANCE), (0.6, CLEAR), (1.7, CLEAR), (1.1, ALL)):
         drift = Drift.unknown()
         assert drift.original == math.inf
-        assert follow(drift, len(CLEAR), 1.0, compiled) == CLEAR
+        assert follow(drift, len(turns), 1.0, compiled) == turns and drift.left
         assert drift.compiled_leads == (compiled < 1.0)
 
 
@@ -117,12 +120,12 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert entry is not None and entry.drift is not None and entry.choice == "compiled"
         entry.drift = drift = Drift(original=1e-9, compiled=1e-10)  # as if inputs had become hard
         fallbacks = []
-        for seed in range(3 + TURN + 1):
+        for seed in range(3 + len(GLANCE)):
             assert_sampled_alike(compiled, seed)
             fallbacks.append(compiled.solution.fallback)
-        assert fallbacks[:-1] == [None] * (3 + TURN) and "take calls in turns" in str(fallbacks[-1])
+        assert fallbacks[:-1] == [None] * 4 and "take calls in turns" in str(fallbacks[-1])
         entry.drift = drift = Drift(1e-4, 1e-4, compiled_leads=False)  # as if the race had been close
-        for seed in range(FIRST):
+        for seed in range(LONGER * FIRST):
             assert_sampled_alike(compiled, seed)
             assert compiled.solution.fallback == "the original runs: it takes 0.0001 s, the compiled program 0.0001 s"
         assert compiled.explain().startswith("the original and the compiled program take calls in turns") and drift.left == 0
@@ -142,10 +145,10 @@ def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest
         assert entry.drift is not None and entry.drift.original == math.inf
         x = torch.randn(512, 3, 16)
         fallbacks = []
-        for _ in range(len(CLEAR)):
+        for _ in GLANCE:
             torch.testing.assert_close(compiled(x), scaled(x))
             fallbacks.append(compiled.solution.fallback is None)
-        assert fallbacks == [who == "C" for who in CLEAR]
+        assert fallbacks == [True, False]
         assert entry.drift.original < math.inf and entry.drift.compiled < math.inf
 
 
