@@ -38,7 +38,7 @@ from fxsolve.schedule import BlockRunner
 from fxsolve.solvers import Solver
 from fxsolve.trials import SWEEP_LIMIT
 
-BUDGET = 4.0  # seconds of a case's rounds
+BUDGET = 4.0  # seconds of a case's rounds, and of each kind of pairs
 PAIRS, FEW = 5, 3  # of choice and original, at the least; of slow ones
 PAIR = 0.005  # seconds of each half: short, so that both meet the same machine
 PREDICTIONS = 3
@@ -223,7 +223,7 @@ def measure(case: Case, device: str, budget: float) -> dict:
         def ratios(first: str, second: str) -> list[float]:
             """Seconds of one over those of the other, which of them comes first in turns."""
             found: list[float] = []
-            deadline = time.perf_counter() + budget / 3
+            deadline = time.perf_counter() + budget
             while len(found) < least or time.perf_counter() < deadline:
                 if len(found) % 2:
                     (below,), (above,) = seconds_of(second, PAIR), seconds_of(first, PAIR)
@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only cases whose name contains this; merged into the file")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the benchmark itself")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of a case's rounds, and again of its pairs")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of a case's rounds, and of each kind of pairs")
     parser.add_argument("--out", type=Path, help="the JSON file")
     options = parser.parse_args()
     wanted = [case for case in cases(options.small) if options.only in case.name]

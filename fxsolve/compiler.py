@@ -20,7 +20,7 @@ from fxsolve.chain import ChainRunner
 from fxsolve.choice import in_order, quick_enough, race
 from fxsolve.clock import Clock
 from fxsolve.codegen import Executable
-from fxsolve.drift import FAR, PAYS, Drift
+from fxsolve.drift import PAYS, Drift
 from fxsolve.errors import CaptureError, FallbackWarning, FxsolveError, ScheduleError
 from fxsolve.explain import explain
 from fxsolve.fixed_point_gradient import FixedPointGradient
@@ -398,8 +398,9 @@ class Compiler:
         else:
             theirs, ours = self.race(entry, executable, leaves, call)
             entry.timings |= {"original": theirs, "compiled": ours}
-            entry.drift = Drift(theirs, ours, ours <= PAYS * theirs) if followed and ours <= FAR * theirs else None
-            if ours > PAYS * theirs:
+            leads = ours <= PAYS * theirs
+            entry.drift = Drift(theirs, ours, leads) if followed and (leads or ours < theirs) else None
+            if not leads:
                 entry.choice = f"the original runs: it takes {theirs:.4f} s, the compiled program {ours:.4f} s"
                 if entry.drift is None:
                     entry.executable, entry.rejected = None, executable

@@ -14,7 +14,7 @@ import statistics
 from dataclasses import dataclass, field
 
 PAYS = 0.85  # of the original's seconds: what is nearly as quick may be slower another time
-CLOSE, FAR = 0.67, 1.1  # of the original's seconds: what is between may come out otherwise another time
+CLOSE = 0.67  # of the original's seconds: what takes more, and less than these, may come out otherwise another time
 LOST, AT_ONCE = 1.5, 0.5  # in calls of the original: in all, and what one call counts at the most: machines are noisy
 TURNS = 3
 CLEARLY, AT_A_GLANCE = 1.5, 3.0  # times as long, which ends it: after a turn of each, and after the first call of each

@@ -112,7 +112,6 @@ def assert_sampled_alike(compiled: object, seed: int, size: int = 2) -> None:
 
 def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)  # what is tested is not the machine's speed
-    monkeypatch.setattr(fxsolve.compiler, "FAR", math.inf)
     compiled = fxsolve.compile(a_sampler)
     with torch.no_grad():
         compiled(2)
