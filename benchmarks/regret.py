@@ -39,7 +39,8 @@ from fxsolve.solvers import Solver
 from fxsolve.trials import SWEEP_LIMIT
 
 BUDGET = 4.0  # seconds of a case's rounds, and of each kind of pairs
-PAIRS, FEW = 5, 3  # of choice and original, at the least; of slow ones
+ROUNDS, FEW = 5, 3  # at the least; of slow ones
+PAIRS = 15  # at the least: two threads make some programs jump between two speeds
 PAIR = 0.005  # seconds of each half: short, so that both meet the same machine
 PREDICTIONS = 3
 LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])
@@ -193,7 +194,7 @@ class Variants:
         return self.compiled(*self.arguments)
 
 
-def measure(case: Case, device: str, budget: float) -> dict:
+def measure(case: Case, device: str, budget: float, pairs: int) -> dict:
     """Seconds of the choice and of all candidates in turns, the regret, and the cost model's prediction."""
     fn, arguments = case.make()
     chosen = fxsolve.compile(fn)
@@ -224,7 +225,7 @@ def measure(case: Case, device: str, budget: float) -> dict:
             """Seconds of one over those of the other, which of them comes first in turns."""
             found: list[float] = []
             deadline = time.perf_counter() + budget
-            while len(found) < least or time.perf_counter() < deadline:
+            while len(found) < pairs or time.perf_counter() < deadline:
                 if len(found) % 2:
                     (below,), (above,) = seconds_of(second, PAIR), seconds_of(first, PAIR)
                 else:
@@ -244,7 +245,7 @@ def measure(case: Case, device: str, budget: float) -> dict:
                     excluded[name] = str(chosen.solution)
                 programs.entry.failures = 0
         once_all = [max(ROUND, *seconds_of(name)) for name in settings]
-        least = PAIRS if sum(once_all) < budget else FEW
+        least = ROUNDS if sum(once_all) < budget else FEW
         rounds = max(least, min(25, int(budget / sum(once_all))))
         seconds: dict[str, list[float]] = {name: [] for name in settings}
         order = list(settings)
@@ -277,7 +278,7 @@ def held_against(chosen: Callable[..., Tensor], call: Callable[[], Tensor], devi
         torch.manual_seed(SEED)
         call()
     predicted = chosen.predict()  # type: ignore[attr-defined]
-    return predicted, statistics.median(interleaved({"chosen": call}, PAIRS, device)["chosen"])
+    return predicted, statistics.median(interleaved({"chosen": call}, ROUNDS, device)["chosen"])
 
 
 def main() -> None:
@@ -301,7 +302,8 @@ def main() -> None:
     for case in wanted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fxsolve.FallbackWarning)
-            result = report["cases"][case.name] = measure(case, device, 0.2 if options.small else options.budget)
+            least = (0.2, FEW) if options.small else (options.budget, PAIRS)
+            result = report["cases"][case.name] = measure(case, device, *least)
         print(
             f"{case.name}: {result['choice']}, best {result['best']}, regret {100 * result['regret']:.0f} %, "
             f"{result['over_original']:.2f}x over the original (itself: {result['original_over_itself']:.2f}x), "
