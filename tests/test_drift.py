@@ -137,8 +137,7 @@ def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest
     compiled = fxsolve.compile(scaled)
     with torch.no_grad():
         compiled(torch.randn(512, 1, 16))
-        if compiled._compiler.last.executable is None:
-            pytest.skip("no schedule is certified")
+        assert compiled._compiler.last.compiled, "a step that forgets quickly is certified"
         compiled(torch.randn(512, 3, 16))
         entry = compiled._compiler.last
         assert entry.drift is not None and entry.drift.original == math.inf
