@@ -460,3 +460,23 @@ def test_an_attribute_under_another_name_is_a_change() -> None:
     del model.last
     model.other = value  # the same object, in the same place
     assert guards.check() is not None
+
+
+def test_an_attribute_that_shadows_a_method_is_seen_though_another_one_is_gone() -> None:
+    """As many attributes as before, and none that was read has changed."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh())
+    model[1].note = "nobody reads it"  # type: ignore[assignment]
+    compiled = fxsolve.compile(lambda x: looped(model, x), solver=fxsolve.GaussSeidel())
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), looped(model, x))
+        del model[1].note
+        model[1].forward = torch.sigmoid  # type: ignore[method-assign]
+        torch.testing.assert_close(compiled(x), looped(model, x))
+
+
+def looped(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    for _ in range(12):
+        x = 0.5 * model(x) + x.sum() * 0.01
+    return x
