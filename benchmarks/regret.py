@@ -42,7 +42,7 @@ BUDGET = 4.0  # seconds of a case's rounds, and of each kind of pairs
 ROUNDS, FEW = 5, 3  # at the least; of slow ones
 PAIRS = 15  # at the least: two threads make some programs jump between two speeds
 PAIR = 0.005  # seconds of each half: short, so that both meet the same machine
-PREDICTIONS = 3
+PREDICTIONS, MANY = 5, 25  # at the least, at the most
 LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])
 SAMPLER_SOLVERS = (Jacobi(), JacobiGS(8), GSJacobi(64))
 CHAIN_SOLVERS = (GaussSeidel(), Jacobi(), JacobiGS(4), GSJacobi(8))
@@ -180,7 +180,8 @@ class Variants:
         # the choice alone may make way for the original: a slow candidate would not be timed, nor the choice after it
         self.entry.drift = self.drift if plans is self.plans else None
         if self.entry.executable is not executable:
-            self.entry.executable, self.compiler.shell = executable, None
+            self.entry.executable = executable
+            self.compiler.straight.clear()
         for runner, plan in zip(self.runners, plans, strict=True):
             runner.plan = plan
             if isinstance(runner, BlockRunner):
@@ -207,8 +208,7 @@ def measure(case: Case, device: str, budget: float, pairs: int) -> dict:
             return fn(*arguments)
 
         interleaved({"chosen": call}, 1, device)
-        predictions = [held_against(chosen, call, device) for _ in range(PREDICTIONS)]
-        predicted, measured = sorted(predictions, key=lambda pair: (pair[0] or 0.0) / pair[1])[PREDICTIONS // 2]
+        predicted, measured = predictions(chosen, call, device, budget)
         programs = Variants(chosen, arguments)
         settings = {"chosen": programs.choice(), "original": None}
 
@@ -272,13 +272,22 @@ def measure(case: Case, device: str, budget: float, pairs: int) -> dict:
     }
 
 
-def held_against(chosen: Callable[..., Tensor], call: Callable[[], Tensor], device: str) -> tuple[float | None, float]:
-    """What the cost model predicts after some calls, in seconds, and what the next ones take."""
-    for _ in range(RECENT):
-        torch.manual_seed(SEED)
-        call()
-    predicted = chosen.predict()  # type: ignore[attr-defined]
-    return predicted, statistics.median(interleaved({"chosen": call}, ROUNDS, device)["chosen"])
+def predictions(
+    chosen: Callable[..., Tensor], call: Callable[[], Tensor], device: str, budget: float
+) -> tuple[float | None, float]:
+    """What the cost model predicts after some calls, in seconds, and what as many more take: the middle one of such pairs."""
+
+    def calls() -> list[float]:
+        return [once(call, device) for _ in range(RECENT)]
+
+    def pair() -> tuple[float | None, float]:
+        calls()
+        return chosen.predict(), statistics.median(calls())  # type: ignore[attr-defined]
+
+    found, deadline = [pair()], time.perf_counter() + budget
+    while len(found) < PREDICTIONS or (len(found) < MANY and time.perf_counter() < deadline):
+        found.append(pair())
+    return sorted(found, key=lambda pair: (pair[0] or 0.0) / pair[1])[len(found) // 2]
 
 
 def main() -> None:

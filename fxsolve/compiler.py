@@ -38,7 +38,7 @@ from fxsolve.plan_file import Choice, PlanFile, program_key
 from fxsolve.progress import progress
 from fxsolve.refused import side_effects, untrainable
 from fxsolve.schedule import GIVE_UP_AFTER, BlockRunner
-from fxsolve.shell import Shell, calls_between, shell_of
+from fxsolve.shell import KINDS, Calls, Patience, Straight, kind_of
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
 from fxsolve.solvers import Solver
@@ -78,6 +78,7 @@ class Entry:
     failures: int = 0
     rejected: Executable | None = None  # compiled, but the original is kept: for explain
     drift: Drift | None = None  # where later calls may decide otherwise
+    patience: Patience = field(default_factory=Patience)  # where they do not
 
     @property
     def compiled(self) -> bool:
@@ -116,18 +117,18 @@ class Compiler:
         self.warned: set[str] = set()
         self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
         self.solved: Solution | None = None
-        self.passed: float | None = None  # seconds of the last call, if it went straight to the original
+        self.straight: dict[Hashable, Straight[Entry]] = {}  # by kind: the calls that go straight to the original
+        self.passed: Straight[Entry] | None = None  # the last call did
         self.last: Entry | None = None
-        self.shell: Shell | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.straight:
+            straight = self.straight.get(kind_of(args, kwargs))
+            if straight is not None and straight.calls.left:
+                straight.calls.left -= 1
+                self.last, self.passed = straight.entry, straight
+                return self.fn(*args, **kwargs)
         start = time.perf_counter()
-        if self.shell is not None:
-            if self.shell.fits(args, kwargs):
-                result = self.fn(*args, **kwargs)
-                self.passed = time.perf_counter() - start
-                return result
-            self.shell = None
         if recording():
             return self.fn(*args, **kwargs)  # inside another compiled callable's first call: part of that program
         try:
@@ -140,6 +141,7 @@ class Compiler:
                 return self.later_call(entry, args, kwargs, start)
             except Changed:
                 del self.entries[key]
+                self.straight.clear()
         with progress("first call of this kind: recording, compiling, choosing"):
             return self.first_call(key, args, kwargs, start)
 
@@ -147,8 +149,7 @@ class Compiler:
     def solution(self) -> Solution | None:
         """How the last call was solved. That of a call that went straight to the original is made when it is asked for."""
         if self.passed is not None:
-            why = self.shell.why if self.shell is not None else ""
-            self.solved, self.passed = Solution((), self.passed, why), None
+            self.solution = Solution((), self.passed.seconds, self.passed.why)
         return self.solved
 
     @solution.setter
@@ -166,21 +167,15 @@ class Compiler:
         if executable is None:
             if entry.refusal is not None and not self.options.fallback:
                 raise CaptureError(entry.refusal)
-            look = time.perf_counter() - start
-            result = self.fn(*args, **kwargs)
-            seconds = time.perf_counter() - start
-            self.solution = Solution((), seconds, entry.choice)
-            self.shell = shell_of(args, kwargs, entry.choice, calls_between(look, seconds - look))
-            return result
+            straight = Straight(entry, entry.patience.more(), entry.choice)
+            return self.run_straight(straight, args, kwargs)
         drift = entry.drift
         if drift is not None and not drift.compiled_is_next:
-            why, look = drift.why, time.perf_counter() - start  # a shell does without the look
-            result = self.fn(*args, **kwargs)
-            seconds = time.perf_counter() - start
-            self.solution = Solution((), seconds, why)
-            drift.ran(False, seconds - look)
+            straight = Straight(entry, Calls(0), drift.why)
+            result = self.run_straight(straight, args, kwargs)
+            drift.ran(False, straight.seconds)
             if drift.left and not drift.compiled_leads:
-                self.shell = shell_of(args, kwargs, drift.why, drift)
+                straight.calls, straight.why = drift.calls, drift.why
             return result
         try:
             return self.compiled_call(entry, executable, args, kwargs, start, self.options.verify == "always")
@@ -188,6 +183,17 @@ class Compiler:
             if overlapped:
                 entry.check_guards()
             return self.instead(entry, str(why), args, kwargs, start)
+
+    def run_straight(self, straight: Straight[Entry], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original's result, and from now on without a look, as long as there are calls left."""
+        if len(self.straight) >= KINDS:
+            self.straight.clear()
+        self.straight[kind_of(args, kwargs)] = straight
+        start = time.perf_counter()
+        result = self.fn(*args, **kwargs)
+        straight.seconds = time.perf_counter() - start
+        self.passed = straight
+        return result
 
     def compiled_call(
         self,
@@ -495,7 +501,10 @@ class Compiler:
 
     def original(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.warn(reason)
-        return self.fn(*args, **kwargs)
+        start = time.perf_counter()
+        result = self.fn(*args, **kwargs)
+        self.solution = Solution((), time.perf_counter() - start, reason)
+        return result
 
     def warn(self, reason: str) -> None:
         if not self.options.fallback:

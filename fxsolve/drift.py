@@ -13,6 +13,8 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+from fxsolve.shell import Calls
+
 PAYS = 0.85  # of the original's seconds: what is nearly as quick may be slower another time
 CLOSE = 0.67  # of the original's seconds: what takes more, and less than these, may come out otherwise another time
 LOST, AT_ONCE = 1.5, 0.5  # in calls of the original: in all, and what one call counts at the most: machines are noisy
@@ -30,20 +32,24 @@ class Drift:
     original: float
     compiled: float
     compiled_leads: bool = True
-    left: int = FIRST  # calls until the two take turns
-    patience: int = LONGER * FIRST  # what `left` is next
+    calls: Calls = field(default_factory=lambda: Calls(FIRST))  # until the two take turns
+    patience: int = LONGER * FIRST  # how many there are next
     lost: float = 0.0  # by the compiled program, in calls of the original
     turn: list[float] = field(default_factory=list)  # the calls of the present turn
     turns: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})  # True: the compiled program's
 
     def __post_init__(self) -> None:
         if not self.compiled_leads:  # it was not chosen
-            self.left, self.patience = self.patience, LONGER * self.patience
+            self.calls, self.patience = Calls(self.patience), LONGER * self.patience
 
     @staticmethod
     def unknown() -> Drift:
         """Where nobody knows what the two take: the next calls tell."""
-        return Drift(math.inf, math.inf, left=0)
+        return Drift(math.inf, math.inf, calls=Calls(0))
+
+    @property
+    def left(self) -> int:
+        return self.calls.left
 
     @property
     def compiled_is_next(self) -> bool:
@@ -57,10 +63,11 @@ class Drift:
             self.take(compiled, seconds)
             return
         if not compiled or self.compiled > CLOSE * self.original:
-            self.left -= 1
+            self.calls.left -= 1
         if compiled:
             self.lost = max(0.0, self.lost + min(seconds / self.original - 1.0, AT_ONCE))
-            self.left = self.left if self.lost < LOST else 0
+            if self.lost >= LOST:
+                self.calls.left = 0
 
     def take(self, compiled: bool, seconds: float) -> None:
         """A call of somebody's turn: of the first turn of each, which is one call, or of one of the others."""
@@ -77,7 +84,7 @@ class Drift:
         far = max(self.compiled, self.original) / min(self.compiled, self.original)
         if far > (AT_A_GLANCE if glance else CLEARLY) or len(ours) > TURNS:
             self.compiled_leads = self.compiled <= (1.0 if self.compiled_leads else PAYS) * self.original
-            self.left, self.patience, self.lost = self.patience, min(LONGER * self.patience, MOST), 0.0
+            self.calls, self.patience, self.lost = Calls(self.patience), min(LONGER * self.patience, MOST), 0.0
             ours.clear()
             theirs.clear()
 

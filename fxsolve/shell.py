@@ -1,68 +1,69 @@
 """The shell around a callable that runs as it is: as thin as it can be.
 
-Where the original is the choice, its result is right whatever has changed: so shapes are all that is compared, and signature
-and guards are looked at again once in a while only, as something else may pay by then: after so many calls that the looks
-take a hundredth of their time, or when the compiled program is to have another chance.
+Where the original is the choice, its result is right whatever has changed: so shapes and plain values are all that is
+compared, by one dict for all kinds of calls, and signature and guards are looked at again once in a while only, as something
+else may pay by then: after so many calls, each time twice as many, or when the compiled program is to have another chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import torch
 
+E = TypeVar("E")
 LEAST, MOST = 64, 4096  # calls until the next look
-SHARE = 0.01  # of the calls' time
-
-
-class Counted(Protocol):
-    left: int  # calls until the next look
+KINDS = 1024  # of calls that are remembered: arguments may be new objects in each call
+PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 @dataclass
 class Calls:
-    left: int
+    left: int  # until the next look
 
 
-class Shell:
-    """Arguments of one kind, for which the original was chosen: `why`, for so many calls."""
+@dataclass
+class Patience:
+    """How many calls there are until the next look: each time twice as many."""
 
-    __slots__ = ("calls", "grad", "same", "why")
+    calls: int = LEAST
 
-    def __init__(self, args: Sequence[Any], why: str, calls: Counted) -> None:
-        self.same = same_kinds(args)
-        self.grad = torch.is_grad_enabled()
-        self.why, self.calls = why, calls
-
-    def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call is one of that kind, and it is not time to look at it closely."""
-        calls = self.calls
-        if kwargs or not calls.left or torch.is_grad_enabled() is not self.grad or not self.same(args):
-            return False
-        calls.left -= 1
-        return True
+    def more(self) -> Calls:
+        calls, self.calls = Calls(self.calls), min(2 * self.calls, MOST)
+        return calls
 
 
-def same_kinds(args: Sequence[Any]) -> Callable[[Sequence[Any]], bool]:
-    """A function that says whether arguments are tensors of the same shapes, and equal numbers: one line, as it runs cold."""
-    terms, scope = [f"len(args) == {len(args)}"], {}
-    for k, value in enumerate(args):
-        is_tensor = isinstance(value, torch.Tensor)
-        scope |= {f"kind{k}": type(value), f"seen{k}": value.shape if is_tensor else value}
-        terms.append(f"args[{k}].__class__ is kind{k} and args[{k}]{'.shape' if is_tensor else ''} == seen{k}")
-    return eval(f"lambda args: {' and '.join(terms)}", scope)
+@dataclass(slots=True)
+class Straight(Generic[E]):
+    """Calls of one kind go straight to the original, so many of them: `why`. `seconds`: of the one before them."""
+
+    entry: E
+    calls: Calls
+    why: str
+    seconds: float = 0.0
 
 
-def calls_between(look: float, call: float) -> Calls:
-    """How many calls of so many seconds there are until the next look, which takes some seconds as well."""
-    return Calls(min(max(int(look / (SHARE * call)), LEAST), MOST))
+def kind_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """What calls have in common that may go straight to the original: shapes, plain values, other objects, and whether
+    gradients are on. Never raises, and takes no longer than it must.
+    """
+    return torch.is_grad_enabled(), kinds(args), kinds(kwargs.items()) if kwargs else None
 
 
-def shell_of(args: Sequence[Any], kwargs: Mapping[str, Any], why: str, calls: Counted) -> Shell | None:
-    """The shell for calls like this one; None where arguments are other things than tensors, numbers and strings."""
-    plain = (torch.Tensor, int, float, bool, str, type(None))
-    if kwargs or any(type(a) not in plain for a in args):
-        return None
-    return Shell(args, why, calls)
+def kinds(values: Iterable[Any]) -> tuple[Hashable, ...]:
+    found: list[Hashable] = []
+    for value in values:
+        of = value.__class__
+        if of is torch.Tensor:
+            found.append(value.shape)
+        elif of in PLAIN:
+            found.append((of, value))
+        elif of is tuple or of is list:
+            found.append((of, kinds(value)))
+        elif of is dict:
+            found.append((of, kinds(value.items())))
+        else:
+            found.append((of, id(value)))
+    return tuple(found)

@@ -11,6 +11,7 @@ from torch import Tensor
 import fxsolve
 import fxsolve.compiler
 from fxsolve.drift import CALLS, FIRST, LONG, LONGER, MOST, TURNS, WARM_UP, Drift
+from fxsolve.shell import Calls
 from tests.checking import assert_same_bits
 
 TURN = WARM_UP + CALLS
@@ -73,7 +74,7 @@ def test_the_close_take_calls_in_turns_again_and_again(leads: bool) -> None:
 
 
 def test_the_first_call_of_a_turn_warms_up() -> None:
-    drift = Drift(1e-3, 0.9e-3, left=0)
+    drift = Drift(1e-3, 0.9e-3, calls=Calls(0))
     assert follow(drift, len(GLANCE), 1.0, 0.9) == GLANCE
     for _ in range(TURNS):
         assert follow(drift, WARM_UP, 1.0, 50.0) + follow(drift, TURN - WARM_UP, 1.0, 0.9) == TURN * "C"
@@ -82,7 +83,7 @@ def test_the_first_call_of_a_turn_warms_up() -> None:
 
 
 def test_a_long_call_is_a_turn_by_itself() -> None:
-    drift = Drift(LONG, 0.9 * LONG, left=0)
+    drift = Drift(LONG, 0.9 * LONG, calls=Calls(0))
     assert follow(drift, len(GLANCE) + 2 * TURNS, 1e3, 1.1e3) == GLANCE + TURNS * "CO" and not drift.compiled_leads
 
 

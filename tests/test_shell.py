@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fxsolve
-from fxsolve.shell import LEAST, MOST, Calls, Shell, calls_between, shell_of
+import fxsolve.compiler
+from fxsolve.shell import MOST, Patience, kind_of
 from tests.checking import assert_same_bits
 
 
@@ -26,25 +30,57 @@ class Steps(nn.Module):
         return h
 
 
-def test_what_fits() -> None:
-    x = torch.randn(2, 3)
-    shell = shell_of((x, 2, None), {}, "why", Calls(LEAST))
-    assert isinstance(shell, Shell)
-    assert shell.fits((torch.zeros(2, 3), 2, None), {})
-    assert not shell.fits((torch.zeros(3, 3), 2, None), {})
-    assert not shell.fits((x, 3, None), {})
-    assert not shell.fits((x, 2.0, None), {})
-    assert not shell.fits((x, 2), {})
-    assert not shell.fits((x, 2), {"h": None})
+def test_kinds_of_calls() -> None:
+    x, h = torch.randn(2, 3), torch.zeros(2)
+    other = object()
+    kind = kind_of((x, 2, None), {})
+    assert kind == kind_of((torch.zeros(2, 3), 2, None), {})
+    for args, kwargs in (((torch.zeros(3, 3), 2, None), {}), ((x, 3, None), {}), ((x, 2.0, None), {}), ((x, True, None), {}),
+                         ((x, 2), {}), ((x, 2), {"h": None}), ((x, 2, other), {}), ((x, 2, [None]), {})):  # fmt: skip
+        assert kind_of(args, kwargs) != kind
     with torch.no_grad():
-        assert not shell.fits((x, 2, None), {})
-    assert [shell.fits((x, 2, None), {}) for _ in range(LEAST)] == [True] * (LEAST - 1) + [False]
-    assert shell_of(([x],), {}, "why", Calls(1)) is None and shell_of((x,), {"h": 1}, "why", Calls(1)) is None
+        assert kind_of((x, 2, None), {}) != kind
+    assert kind_of((x, (h, [h])), {"k": {"a": h}}) == kind_of((x, (h + 1, [h])), {"k": {"a": h}})
+    assert kind_of((x, (h, [h])), {"k": {"a": h}}) != kind_of((x, (h, [x])), {"k": {"a": h}})
+    assert kind_of((other,), {}) == kind_of((other,), {}) != kind_of((object(),), {})
 
 
-def test_looks_take_a_hundredth_of_the_time_of_the_calls() -> None:
-    lefts = [calls_between(look, 1.0).left for look in (0.0, 0.5, 2.0, 10.0, 100.0)]
-    assert lefts == [LEAST, LEAST, 200, 1000, MOST]
+def test_looks_become_rare() -> None:
+    patience = Patience()
+    assert [patience.more().left for _ in range(9)] == [64, 128, 256, 512, 1024, 2048, 4096, 4096, 4096] and MOST == 4096
+
+
+class State(nn.Module):
+    def forward(self, x: Tensor, state: tuple[Tensor, list[Tensor]], *, scale: float = 1.0) -> Tensor:
+        return scale * x + state[0] - state[1][0]
+
+
+def test_calls_of_several_kinds_in_turns_go_straight() -> None:
+    model = State()
+    compiled = fxsolve.compile(model)
+    calls = [((torch.randn(n, 3), (torch.randn(3), [torch.randn(3)])), {"scale": float(n)}) for n in (1, 2, 3)]
+    with torch.no_grad():
+        for _ in range(2):
+            for args, kwargs in calls:
+                assert_same_bits(compiled(*args, **kwargs), model(*args, **kwargs))
+        straight = compiled._compiler.straight
+        before = [s.calls.left for s in straight.values()]
+        entries = []
+        for _ in range(5):
+            for args, kwargs in calls:
+                assert_same_bits(compiled(*args, **kwargs), model(*args, **kwargs))
+                entries.append(compiled._compiler.last)
+    assert [s.calls.left for s in straight.values()] == [left - 5 for left in before] and len(before) == 3
+    assert entries == 5 * list(compiled._compiler.entries.values())
+
+
+def test_new_objects_in_each_call_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fxsolve.compiler, "KINDS", 4)
+    compiled = fxsolve.compile(lambda x, flag: x + 1)
+    entries = compiled._compiler.entries
+    for _ in range(20):
+        compiled(torch.ones(2), Fraction(1, 2))  # equal, but another object each time
+        assert len(compiled._compiler.straight) <= 4 and len(entries) == 1
 
 
 def test_a_change_is_noticed_in_time_and_never_answered_wrongly() -> None:
