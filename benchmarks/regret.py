@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -40,7 +41,8 @@ from fxsolve.trials import SWEEP_LIMIT
 
 BUDGET = 4.0  # seconds of a case's rounds, and of each kind of pairs
 ROUNDS, FEW = 5, 3  # at the least; of slow ones
-PAIRS = 15  # at the least: two threads make some programs jump between two speeds
+PAIRS = 15  # at the least
+SURE, LONGER = 0.01, 4  # how far the median may be off, and for how many budgets: two threads make some jump between two speeds
 PAIR = 0.005  # seconds of each half: short, so that both meet the same machine
 PREDICTIONS, MANY = 5, 25  # at the least, at the most
 LOOP_SOLVERS = (GaussSeidel(4), GaussSeidel(32), *[JacobiGS(c, 3 * c // 5) for c in (8, 16, 24, 32, 48, 64, 128, 256)])
@@ -210,6 +212,7 @@ def measure(case: Case, device: str, budget: float, pairs: int) -> dict:
         interleaved({"chosen": call}, 1, device)
         predicted, measured = predictions(chosen, call, device, budget)
         programs = Variants(chosen, arguments)
+        is_compiled = programs.entry.compiled
         settings = {"chosen": programs.choice(), "original": None}
 
         def seconds_of(name: str, least: float = ROUND) -> list[float]:
@@ -224,8 +227,10 @@ def measure(case: Case, device: str, budget: float, pairs: int) -> dict:
         def ratios(first: str, second: str) -> list[float]:
             """Seconds of one over those of the other, which of them comes first in turns."""
             found: list[float] = []
-            deadline = time.perf_counter() + budget
-            while len(found) < pairs or time.perf_counter() < deadline:
+            start = time.perf_counter()
+            while len(found) < pairs or (taken := time.perf_counter() - start) < budget or (
+                taken < LONGER * budget and uncertainty(found) > SURE
+            ):
                 if len(found) % 2:
                     (below,), (above,) = seconds_of(second, PAIR), seconds_of(first, PAIR)
                 else:
@@ -260,16 +265,24 @@ def measure(case: Case, device: str, budget: float, pairs: int) -> dict:
         programs.take_up(programs.choice())
     choices = ", ".join(str(plan.solver) for plan in programs.plans if plan is not None)
     return {
-        "choice": choices if programs.entry.compiled else "original",
+        "choice": choices if is_compiled else "original",
         "best": best,
         "regret": max(0.0, over_best - 1.0),
         "over_original": over["chosen"],
         "original_over_itself": over["original"],
         "seconds": medians,
         "excluded": excluded,
-        "predicted": predicted if programs.entry.compiled else None,
+        "predicted": predicted if is_compiled else None,
         "measured": measured,
     }
+
+
+def uncertainty(values: Sequence[float]) -> float:
+    """How far the median may be off, as a part of it: of order statistics, whatever the distribution (one standard error)."""
+    ranked, middle = sorted(values), statistics.median(values)
+    off = math.isqrt(len(ranked)) // 2 + 1
+    below, above = ranked[max(0, len(ranked) // 2 - off)], ranked[min(len(ranked) - 1, len(ranked) // 2 + off)]
+    return (above - below) / 2 / middle
 
 
 def predictions(

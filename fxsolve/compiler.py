@@ -26,6 +26,7 @@ from fxsolve.explain import explain
 from fxsolve.fixed_point_gradient import FixedPointGradient
 from fxsolve.guards import Guards
 from fxsolve.ir import Chain, FixedPoint, Program, Recurrence, to_text
+from fxsolve.newcomers import Newcomers, why_they_wait
 from fxsolve.passes.adjoint import NotDifferentiable
 from fxsolve.passes.chain import chain
 from fxsolve.passes.growth import NotPadded, Padded
@@ -57,7 +58,7 @@ class Options:
 
 
 class Changed(Exception):
-    """What is known for a signature holds no more."""
+    """What is known for a signature holds no more: what changed, in a sentence."""
 
 
 class Unsolved(NotSolved):
@@ -79,6 +80,7 @@ class Entry:
     rejected: Executable | None = None  # compiled, but the original is kept: for explain
     drift: Drift | None = None  # where later calls may decide otherwise
     patience: Patience = field(default_factory=Patience)  # where they do not
+    came_again: bool = False
 
     @property
     def compiled(self) -> bool:
@@ -93,8 +95,9 @@ class Entry:
 
     def check_guards(self) -> None:
         """Raises Changed if what Python read while it was recorded is not what it was."""
-        if self.guards.check() is not None:
-            raise Changed
+        sentence = self.guards.check()
+        if sentence is not None:
+            raise Changed(sentence)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Compiler:
         self.plans: dict[Hashable, Plan] = {}
         self.warned: set[str] = set()
         self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
+        self.newcomers = Newcomers()
+        self.may_wait = options.fallback and not options.solvers
         self.solved: Solution | None = None
         self.straight: dict[Hashable, Straight[Entry]] = {}  # by kind: the calls that go straight to the original
         self.passed: Straight[Entry] | None = None  # the last call did
@@ -134,14 +139,18 @@ class Compiler:
         try:
             key = signature(args, kwargs)
         except CaptureError as error:
-            return self.original(str(error), args, kwargs)
-        entry = self.entries.get(key)
+            return self.not_compiled(str(error), Patience().more(), args, kwargs)
+        entry, changed = self.entries.get(key), None
         if entry is not None:
             try:
                 return self.later_call(entry, args, kwargs, start)
-            except Changed:
+            except Changed as change:
+                changed = str(change)
                 del self.entries[key]
                 self.straight.clear()
+        if self.may_wait and self.newcomers.has_to_wait(key):
+            self.newcomers.reason = self.newcomers.reason or why_they_wait(self.entries, changed)
+            return self.not_compiled(self.newcomers.reason, Calls(0), args, kwargs)
         with progress("first call of this kind: recording, compiling, choosing"):
             return self.first_call(key, args, kwargs, start)
 
@@ -164,17 +173,19 @@ class Compiler:
         if not overlapped:
             entry.check_guards()
         self.last = entry
+        if not entry.came_again:
+            entry.came_again = True
+            self.newcomers.came_again()
         if executable is None:
             if entry.refusal is not None and not self.options.fallback:
                 raise CaptureError(entry.refusal)
-            straight = Straight(entry, entry.patience.more(), entry.choice)
-            return self.run_straight(straight, args, kwargs)
+            return self.run_original(Straight(entry, entry.patience.more(), entry.choice), args, kwargs)
         drift = entry.drift
         if drift is not None and not drift.compiled_is_next:
             straight = Straight(entry, Calls(0), drift.why)
-            result = self.run_straight(straight, args, kwargs)
+            result = self.run_original(straight, args, kwargs)
             drift.ran(False, straight.seconds)
-            if drift.left and not drift.compiled_leads:
+            if not drift.compiled_leads:
                 straight.calls, straight.why = drift.calls, drift.why
             return result
         try:
@@ -184,15 +195,15 @@ class Compiler:
                 entry.check_guards()
             return self.instead(entry, str(why), args, kwargs, start)
 
-    def run_straight(self, straight: Straight[Entry], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The original's result, and from now on without a look, as long as there are calls left."""
+    def run_original(self, straight: Straight[Entry], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original's result; calls like this one go straight to it from now on, as long as there are calls left."""
         if len(self.straight) >= KINDS:
             self.straight.clear()
         self.straight[kind_of(args, kwargs)] = straight
         start = time.perf_counter()
         result = self.fn(*args, **kwargs)
         straight.seconds = time.perf_counter() - start
-        self.passed = straight
+        self.last, self.passed = straight.entry, straight
         return result
 
     def compiled_call(
@@ -217,7 +228,7 @@ class Compiler:
             raise Unsolved(str(error)) from error
         entry.failures = 0
         if not self.options.solvers and in_order(executable):  # a plan that was made anew
-            self.run_original(entry, executable)
+            self.give_up(entry, executable)
         if verify:
             after = generator_states(flat)
             set_generator_states(states)
@@ -273,6 +284,7 @@ class Compiler:
             refusal = untrainable(recording)
         entry = Entry(guards, None, "")
         self.entries[key] = self.last = entry
+        self.newcomers.compiled(key)
         if refusal is not None:
             return self.keep_original(entry, refusal, recording.result, start)
         after = generator_states(flat)
@@ -390,7 +402,7 @@ class Compiler:
         if self.options.solvers:
             return
         if in_order(executable):
-            self.run_original(entry, executable)
+            self.give_up(entry, executable)
             return
         # a GPU's calls return before they are done; with verify="always" the original runs in each call; and the backward of
         # a call is not seen
@@ -485,7 +497,7 @@ class Compiler:
         except (OSError, FxsolveError) as error:
             warnings.warn(f"the choice is not kept for other processes: {error}", stacklevel=6)
 
-    def run_original(self, entry: Entry, executable: Executable) -> None:
+    def give_up(self, entry: Entry, executable: Executable) -> None:
         """From now on: no block has another schedule than eager's own."""
         reasons = "; ".join(dict.fromkeys(r.plan.reason for r in executable.runners.values() if r.plan is not None))
         entry.executable, entry.rejected = None, executable
@@ -499,12 +511,11 @@ class Compiler:
         self.warn(reason)
         return self.finished(result, entry, start)
 
-    def original(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def not_compiled(self, reason: str, calls: Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original's result for a call of which nothing is known, and after it for so many calls of its kind."""
         self.warn(reason)
-        start = time.perf_counter()
-        result = self.fn(*args, **kwargs)
-        self.solution = Solution((), time.perf_counter() - start, reason)
-        return result
+        entry = Entry(Guards((), {}), None, f"the original runs: {reason}")
+        return self.run_original(Straight(entry, calls, reason), args, kwargs)
 
     def warn(self, reason: str) -> None:
         if not self.options.fallback:

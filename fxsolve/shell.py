@@ -49,7 +49,7 @@ def kind_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
     """What calls have in common that may go straight to the original: shapes, plain values, other objects, and whether
     gradients are on. Never raises, and takes no longer than it must.
     """
-    return torch.is_grad_enabled(), kinds(args), kinds(kwargs.items()) if kwargs else None
+    return torch.is_grad_enabled(), kinds(args), (*kwargs, kinds(kwargs.values())) if kwargs else None
 
 
 def kinds(values: Iterable[Any]) -> tuple[Hashable, ...]:
@@ -60,10 +60,10 @@ def kinds(values: Iterable[Any]) -> tuple[Hashable, ...]:
             found.append(value.shape)
         elif of in PLAIN:
             found.append((of, value))
-        elif of is tuple or of is list:
+        elif isinstance(value, (tuple, list)):
             found.append((of, kinds(value)))
-        elif of is dict:
-            found.append((of, kinds(value.items())))
-        else:
-            found.append((of, id(value)))
+        elif isinstance(value, dict):
+            found.append((of, *value, kinds(value.values())))
+        else:  # what has no hash is no part of a signature: for such arguments the original runs, whatever they hold
+            found.append(of if of.__hash__ is None else (of, id(value)))
     return tuple(found)

@@ -39,7 +39,8 @@ class BlockSolution:
 @dataclass(frozen=True)
 class Solution:
     """The last call: its blocks in program order, or why the original ran instead. The `seconds` of a first call are those of
-    recording, compiling and choosing, too.
+    recording, compiling and choosing, too; calls that go straight to the original are not timed: theirs are those of the last
+    one before them that was.
     """
 
     blocks: tuple[BlockSolution, ...]
