@@ -46,6 +46,12 @@ def generator_states(flat: Sequence[Any]) -> list[tuple[torch.Generator, torch.T
     return [(g, g.get_state()) for g in generators]
 
 
+def same_states(
+    some: Sequence[tuple[torch.Generator, torch.Tensor]], others: Sequence[tuple[torch.Generator, torch.Tensor]]
+) -> bool:
+    return len(some) == len(others) and all(torch.equal(a, b) for (_, a), (_, b) in zip(some, others, strict=True))
+
+
 def set_generator_states(states: Sequence[tuple[torch.Generator, torch.Tensor]]) -> None:
     for generator, state in states:
         generator.set_state(state)

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ class Recorder(TorchDispatchMode):
         self.plans: dict[int, OpPlan] = {}  # id of an operator, which its plan keeps alive
         self.lines: dict[tuple[int, int], int] = {}  # (id of a code object, instruction) -> source; -1: not the user's
         self.codes: dict[int, CodeType] = {}  # keeps their ids taken
+        self.thread = threading.get_ident()
         self.gradients = torch.is_grad_enabled()
         self.followed = False  # whether autograd follows the call that is recorded now
         self.other_mode: str | None = None
@@ -107,6 +109,10 @@ class Recorder(TorchDispatchMode):
             self.origins[storage] = (kind, name, tensor, position)
         elif kind == "argument" and not (other[0] == kind and same_region(other[2], tensor)):
             self.shared[storage] = f"{name} shares memory with {other[1]}"
+
+    def hears(self) -> bool:
+        """Whether this thread's calls are recorded: it is the one that began, or runs the backward for it."""
+        return threading.get_ident() == self.thread or recording()
 
     def replaced(self) -> list[str]:
         """The inputs that have another storage now (nobody tells of `x.data = y`)."""

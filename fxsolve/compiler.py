@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from fxsolve.arguments import copied, copied_from, generator_states, set_generator_states, tensors_of, trial_inputs
+from fxsolve.arguments import copied, copied_from, generator_states, same_states, set_generator_states, tensors_of, trial_inputs
 from fxsolve.capture import Recording, no_garbage_collection, record, recording
 from fxsolve.chain import ChainRunner
 from fxsolve.choice import in_order, quick_enough, race
@@ -120,6 +122,7 @@ class Compiler:
         self.warned: set[str] = set()
         self.unsettled: set[Hashable] = set()  # signatures whose first call changed attributes: perhaps it filled a cache
         self.newcomers = Newcomers()
+        self.lock = threading.RLock()  # of what several threads would spoil
         self.may_wait = options.fallback and not options.solvers
         self.solved: Solution | None = None
         self.straight: dict[Hashable, Straight[Entry]] = {}  # by kind: the calls that go straight to the original
@@ -129,7 +132,7 @@ class Compiler:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.straight:
             straight = self.straight.get(kind_of(args, kwargs))
-            if straight is not None and straight.calls.left:
+            if straight is not None and straight.calls.left > 0:
                 straight.calls.left -= 1
                 self.last, self.passed = straight.entry, straight
                 return self.fn(*args, **kwargs)
@@ -139,6 +142,7 @@ class Compiler:
         try:
             key = signature(args, kwargs)
         except CaptureError as error:
+            self.warn(str(error))
             return self.not_compiled(str(error), Patience().more(), args, kwargs)
         entry, changed = self.entries.get(key), None
         if entry is not None:
@@ -146,13 +150,19 @@ class Compiler:
                 return self.later_call(entry, args, kwargs, start)
             except Changed as change:
                 changed = str(change)
-                del self.entries[key]
+                self.entries.pop(key, None)
                 self.straight.clear()
         if self.may_wait and self.newcomers.has_to_wait(key):
             self.newcomers.reason = self.newcomers.reason or why_they_wait(self.entries, changed)
+            self.warn(self.newcomers.reason)
             return self.not_compiled(self.newcomers.reason, Calls(0), args, kwargs)
-        with progress("first call of this kind: recording, compiling, choosing"):
-            return self.first_call(key, args, kwargs, start)
+        if not COMPILES.acquire(blocking=False):
+            return self.not_compiled("another first call was under way on another thread", Calls(0), args, kwargs)
+        try:
+            with progress("first call of this kind: recording, compiling, choosing"):
+                return self.first_call(key, args, kwargs, start)
+        finally:
+            COMPILES.release()
 
     @property
     def solution(self) -> Solution | None:
@@ -184,12 +194,14 @@ class Compiler:
         if drift is not None and not drift.compiled_is_next:
             straight = Straight(entry, Calls(0), drift.why)
             result = self.run_original(straight, args, kwargs)
-            drift.ran(False, straight.seconds)
+            with self.lock:
+                drift.ran(False, straight.seconds)
             if not drift.compiled_leads:
                 straight.calls, straight.why = drift.calls, drift.why
             return result
         try:
-            return self.compiled_call(entry, executable, args, kwargs, start, self.options.verify == "always")
+            with self.lock if overlapped else nullcontext():  # CUDA graphs write over their results
+                return self.compiled_call(entry, executable, args, kwargs, start, self.options.verify == "always")
         except Unsolved as why:
             if overlapped:
                 entry.check_guards()
@@ -240,7 +252,8 @@ class Compiler:
         seconds = time.perf_counter() - start
         self.solution = Solution(blocks, seconds)
         if entry.drift is not None:
-            entry.drift.ran(True, seconds)
+            with self.lock:
+                entry.drift.ran(True, seconds)
         if entry.spec is None:
             return results[0]
         return rebuilt(results, entry)
@@ -282,12 +295,14 @@ class Compiler:
         trains = any(t.requires_grad for t in tensors_of(recording.result))
         if trains and refusal is None:
             refusal = untrainable(recording)
-        entry = Entry(guards, None, "")
-        self.entries[key] = self.last = entry
+        entry = self.last = Entry(guards, None, "")
         self.newcomers.compiled(key)
         if refusal is not None:
+            self.entries[key] = entry
             return self.keep_original(entry, refusal, recording.result, start)
         after = generator_states(flat)
+        if same_states(before, after):  # it draws nothing: what other threads draw is theirs
+            before, after = [], []
         try:
             with no_garbage_collection(), plainly():
                 tape = clean_tape(recording.tape, clock)
@@ -338,6 +353,7 @@ class Compiler:
             entry.executable = None
             return self.keep_original(entry, reason, recording.result, start)
         finally:
+            self.entries[key] = entry  # now that it is whole: another thread may come with the same kind of call
             set_generator_states(after)
         return self.finished(recording.result, entry, start)
 
@@ -410,9 +426,10 @@ class Compiler:
         if not executable.trains and (quick := quick_enough(executable)) is not None:
             entry.timings |= {"original, at the least": quick[0]}
             entry.drift = Drift(*quick) if followed else None
-        elif reused:
-            known = entry.timings.get(KEPT)  # else nobody knows what the original takes at this size: later calls tell
-            entry.drift = None if not followed else Drift.unknown() if known is None else Drift(known, compiled=0.0)
+        elif reused and KEPT in entry.timings:
+            entry.drift = Drift(entry.timings[KEPT], compiled=0.0) if followed else None
+        elif reused and followed:  # nobody knows what the original takes at this size: later calls tell
+            entry.drift = Drift.unknown()
         else:
             theirs, ours = self.race(entry, executable, leaves, call)
             entry.timings |= {"original": theirs, "compiled": ours}
@@ -513,7 +530,6 @@ class Compiler:
 
     def not_compiled(self, reason: str, calls: Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The original's result for a call of which nothing is known, and after it for so many calls of its kind."""
-        self.warn(reason)
         entry = Entry(Guards((), {}), None, f"the original runs: {reason}")
         return self.run_original(Straight(entry, calls, reason), args, kwargs)
 
@@ -546,6 +562,7 @@ def written_leaves(recording: Recording) -> list[Leaf]:
     return [recording.tape.leaves[number] for number in recording.before]
 
 
+COMPILES = threading.RLock()  # a first call changes what is torch's own: one at a time
 KEPT = "original, as kept"
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))
 

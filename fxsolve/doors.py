@@ -42,6 +42,8 @@ MAKERS: tuple[tuple[Any, str, int], ...] = (
 
 
 class Listener(Protocol):
+    def hears(self) -> bool: ...
+
     def refuse(self, what: str) -> None: ...
 
     def numbers_leave(self, tensor: torch.Tensor, what: str) -> None: ...
@@ -59,6 +61,7 @@ def watched_doors(listener: Listener) -> Iterator[None]:
     wrappers += [(owner, name, stand_in(getattr(owner, name), other)) for owner, name, other in STAND_INS]
     wrappers += [(owner, name, maker(getattr(owner, name), name, at, listener)) for owner, name, at in MAKERS]
     wrappers += [(torch._VF, name, fused(getattr(torch._VF, name), name, listener)) for name in FUSED]
+    wrappers = [(owner, name, where_it_hears(wrapper, getattr(owner, name), listener)) for owner, name, wrapper in wrappers]
     own = [(owner, name, vars(owner).get(name)) for owner, name, _ in wrappers]
     try:
         for owner, name, wrapper in wrappers:
@@ -70,6 +73,15 @@ def watched_doors(listener: Listener) -> Iterator[None]:
                 delattr(owner, name)
             else:
                 setattr(owner, name, original)
+
+
+def where_it_hears(wrapper: Callable[..., Any], original: Callable[..., Any], listener: Listener) -> Callable[..., Any]:
+    """Other threads find the original: what they do is no part of the recording."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (wrapper if listener.hears() else original)(*args, **kwargs)
+
+    return call
 
 
 def door(original: Callable[..., Any], text: str, listener: Listener) -> Callable[..., Any]:

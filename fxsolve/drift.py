@@ -49,7 +49,7 @@ class Drift:
 
     @property
     def left(self) -> int:
-        return self.calls.left
+        return max(0, self.calls.left)  # several threads may have taken one too many
 
     @property
     def compiled_is_next(self) -> bool:

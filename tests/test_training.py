@@ -307,6 +307,19 @@ def test_automatic_choice_in_float32() -> None:
             agree(compiled, fn, (x, h), list(cell.parameters()))
 
 
+def test_a_plan_of_another_size_is_held_against_the_original_with_its_gradients() -> None:
+    """Later calls do not see what a backward takes, so the first one of each size has to."""
+    torch.manual_seed(0)
+    cell = nn.RNNCell(16, 16)
+    with torch.no_grad():
+        cell.weight_hh *= 0.3
+    compiled, fn = fxsolve.compile(looped(cell)), looped(cell)
+    for batch in (1, 64):
+        agree(compiled, fn, (torch.randn(600, batch, 16), torch.zeros(batch, 16)), list(cell.parameters()))
+        timings = compiled._compiler.last.timings
+        assert timings["original"] > 0 and timings["compiled"] > 0
+
+
 def test_a_state_that_does_not_forget_runs_in_order() -> None:
     weight = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64)).Q.requires_grad_()
 
