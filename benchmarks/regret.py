@@ -94,6 +94,26 @@ class Causal(nn.Module):
         return x
 
 
+class RungeKutta(nn.Module):
+    """Steps of the classical Runge-Kutta method for an ODE whose right side is a small network: its state does not forget."""
+
+    def __init__(self, steps: int, width: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.net = nn.Sequential(nn.Linear(width, 32), nn.Tanh(), nn.Linear(32, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        path, dt = [x], 2.0 / self.steps
+        for _ in range(self.steps):
+            a = self.net(x)
+            b = self.net(x + dt / 2 * a)
+            c = self.net(x + dt / 2 * b)
+            d = self.net(x + dt * c)
+            x = x + dt / 6 * (a + 2 * b + 2 * c + d)
+            path.append(x)
+        return torch.stack(path)
+
+
 def loop(kind: str, length: int, batch: int, width: int, gain: float | None) -> tuple[Callable[..., Tensor], tuple]:
     """A loop over a cell. With a gain, the recurrent weights are gain * N(0, 1/d)."""
     torch.manual_seed(0)
@@ -135,6 +155,7 @@ def cases(small: bool) -> Iterator[Case]:
         yield Case(f"{layers} residual layers, batch {batch}", partial(network, tower, (batch, 64)), CHAIN_SOLVERS)
     dense = partial(network, partial(cifar, 22 if small else 40), (1, 3, 32, 32))
     yield Case("DenseNet-BC-40, batch 1", dense, CHAIN_SOLVERS)
+    yield Case("Runge-Kutta steps, T=100, batch 4", partial(network, partial(RungeKutta, 100, 4), (4, 4)), LOOP_SOLVERS)
     loops: list[tuple[str, int, int, int, float | None]] = [
         ("GRU", 4, 1, 32, None), ("GRU", 16, 1, 32, None), ("GRU", 64, 1, 32, None), ("GRU", 256, 1, 64, None),
         ("GRU", 1024, 1, 64, None), ("GRU", 1024, 8, 64, None), ("GRU", 1024, 64, 64, None),

@@ -35,7 +35,7 @@ def quick_enough(executable: Executable) -> tuple[float, float] | None:
     return (least, ours) if ours <= share * least else None
 
 
-def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:
+def race(*prepare: Callable[[], Callable[[], Any]], turns: int = TURNS) -> list[float]:
     """The seconds of each one's typical run, each prepared anew; in turns, so that what else the machine does hits all.
 
     A turn is as many runs as take TURN seconds; a short one is run once before that, as the first run after another program's
@@ -55,5 +55,5 @@ def race(*prepare: Callable[[], Callable[[], Any]]) -> list[float]:
         clear = len(taken[0]) >= CLEAR_AFTER and max(medians) > CLEARLY * min(medians)
         late = time.perf_counter() - deadline
         enough = late > 0.0 and len(taken[0]) >= FEW  # one run alone may have met whatever else the machine does
-        if clear or enough or late > PATIENCE or len(taken[0]) == TURNS:
+        if clear or enough or late > PATIENCE or len(taken[0]) == turns:
             return medians

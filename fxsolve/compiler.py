@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fxsolve.arguments import copied, copied_from, generator_states, same_states, set_generator_states, tensors_of, trial_inputs
 from fxsolve.capture import Recording, no_garbage_collection, record, recording
 from fxsolve.chain import ChainRunner
-from fxsolve.choice import in_order, quick_enough, race
+from fxsolve.choice import TURNS, in_order, quick_enough, race
 from fxsolve.clock import Clock
 from fxsolve.codegen import Executable
 from fxsolve.drift import PAYS, Drift
@@ -83,6 +83,7 @@ class Entry:
     drift: Drift | None = None  # where later calls may decide otherwise
     patience: Patience = field(default_factory=Patience)  # where they do not
     came_again: bool = False
+    walks: bool = False  # the compiled program runs in order, and is quicker all the same
 
     @property
     def compiled(self) -> bool:
@@ -239,7 +240,7 @@ class Compiler:
             set_generator_states(states)
             raise Unsolved(str(error)) from error
         entry.failures = 0
-        if not self.options.solvers and in_order(executable):  # a plan that was made anew
+        if not self.options.solvers and not entry.walks and in_order(executable):  # a plan that was made anew
             self.give_up(entry, executable)
         if verify:
             after = generator_states(flat)
@@ -339,7 +340,7 @@ class Compiler:
                 self.set_slack(grown, tape, executable, leaves)
             entry.spec = None if recording.spec == LEAF_SPEC else recording.spec
             entry.statics = recording.statics
-            self.choose(entry, executable, leaves, FirstCall(args, kwargs, before, recording))
+            self.choose(entry, executable, values, leaves, FirstCall(args, kwargs, before, recording))
             clock("time", entry.choice)
             if kept is None or any(r.known is None for r in executable.runners.values()):
                 self.keep(entry, executable)
@@ -407,7 +408,9 @@ class Compiler:
         except NotDifferentiable as why:
             raise CaptureError(f"gradients are asked for, and the loop at {block.source} has no adjoint: {why}") from None
 
-    def choose(self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall) -> None:
+    def choose(
+        self, entry: Entry, executable: Executable, values: Sequence[torch.Tensor], leaves: list[torch.Tensor], call: FirstCall
+    ) -> None:
         """Keeps the compiled program if it is forced or quicker than the original on these inputs."""
         runners = executable.runners.values()
         reused = all(r.known is not None for r in runners)
@@ -418,8 +421,10 @@ class Compiler:
         if self.options.solvers:
             return
         if in_order(executable):
-            self.give_up(entry, executable)
-            return
+            entry.walks = not executable.trains and self.walk_promises(entry, executable, values, leaves, call)
+            if not entry.walks:
+                self.give_up(entry, executable)
+                return
         # a GPU's calls return before they are done; with verify="always" the original runs in each call; and the backward of
         # a call is not seen
         followed = self.options.verify != "always" and not executable.on_gpu and not executable.trains
@@ -440,7 +445,21 @@ class Compiler:
                 if entry.drift is None:
                     entry.executable, entry.rejected = None, executable
 
-    def race(self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall) -> tuple[float, float]:
+    def walk_promises(
+        self, entry: Entry, executable: Executable, values: Sequence[torch.Tensor], leaves: list[torch.Tensor], call: FirstCall
+    ) -> bool:
+        """Whether generated code for the same calls in the same order looks quicker than the original, and gives its bits."""
+        entry.walks = True  # for the race
+        try:
+            same_results(executable, values, tensors_of(call.recording.result), "bitwise")
+        except FxsolveError:
+            return False
+        theirs, ours = self.race(entry, executable, leaves, call, turns=1)
+        return ours <= PAYS * theirs
+
+    def race(
+        self, entry: Entry, executable: Executable, leaves: list[torch.Tensor], call: FirstCall, turns: int = TURNS
+    ) -> tuple[float, float]:
         """Seconds of the original and of a later call on this call's inputs, gradients included; leaves all as it was."""
 
         def prepared(run: Callable[..., Any]) -> Callable[[], Callable[[], None]]:
@@ -465,7 +484,7 @@ class Compiler:
         held = [leaf.tensor for leaf in written_leaves(call.recording) if leaf.position < 0]
         contents = [tensor.clone() for tensor in held]
         try:
-            theirs, ours = race(prepared(lambda args, kwargs: self.fn(*args, **kwargs)), prepared(compiled))
+            theirs, ours = race(prepared(lambda args, kwargs: self.fn(*args, **kwargs)), prepared(compiled), turns=turns)
         finally:
             with torch.no_grad():
                 for tensor, content in zip(held, contents, strict=True):

@@ -21,12 +21,14 @@ from fxsolve.bits import same_bits
 from fxsolve.cost import RECENT, Phase, call_count, predicted
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
-from fxsolve.ir import CONST, FixedPoint, Recurrence
+from fxsolve.ir import CONST, STACKED, FixedPoint, Recurrence
 from fxsolve.lowered import LoweredRecurrence
 from fxsolve.passes.causality import Proof, prove
+from fxsolve.passes.looped import looped
 from fxsolve.passes.noise import pinned
 from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
+from fxsolve.passes.reuse import reuse
 from fxsolve.passes.sink import sink
 from fxsolve.passes.slots import fixed_point
 from fxsolve.plan import Plan, Runner, Tensors
@@ -70,6 +72,7 @@ class BlockRunner(Runner):
         self.recent: deque[BlockSolution] = deque(maxlen=RECENT)  # of the last calls, but for the first
         self.break_even: BreakEven | None = None
         self.in_order = generated(block.step)
+        self.walk = looped(reuse(block.step), block.carries, STACKED, last=True)
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
         self.repeat: LoweredRepeat | None = None
@@ -190,11 +193,10 @@ class BlockRunner(Runner):
     def run_in_order(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
         """Gauss-Seidel with the recorded step: eager's own calls and shapes."""
         block = self.block
-        carry, outputs = list(initial), []
-        for t in range(block.length):
-            out = self.one_step(t, carry, stacked, consts)
-            carry = list(out[: block.carries])
-            outputs.append(out[block.carries :])
+        order = slice(None, None, -1 if block.reverse else None)
+        rows = list(zip(*[x.unbind(0) for x in stacked], strict=True))[order] if stacked else [()] * block.length
+        indices = list(zip(*block.table, strict=True))[order] if block.table else [()] * block.length
+        carry, outputs = self.walk(initial, rows, indices, consts)
         outputs = outputs[::-1] if block.reverse else outputs
         stacks = [torch.stack(column) for column in zip(*outputs, strict=True)]
         figures = {

@@ -5,7 +5,7 @@
         for (u0,), (i0,) in zip(rows, indices):
             <the step's calls>
             states.append((new state,)); extras.append((..)); (s0,) = (new state,)
-        return states, extras
+        return states, extras                                       # or only the last state, where the others are not wanted
 
 A call of the step for each of its equations, with all its arguments, would cost as much as a small tensor operation.
 """
@@ -25,29 +25,33 @@ NAME = "looped"
 HOISTED = "u"
 
 
-def looped(core: fx.Graph, carries: int) -> Callable[..., tuple[list[Any], list[Any]]]:
-    """The walk (state, rows, indices, consts) -> (states, extras) of a step (s.., u.., i.., c..) -> (new state.., extras..)."""
-    source, scope = looped_source(core, carries)
+def looped(core: fx.Graph, carries: int, rows: str = HOISTED, last: bool = False) -> Callable[..., tuple[Any, list[Any]]]:
+    """The walk (state, rows, indices, consts) -> (states, extras) of a step (s.., u.., i.., c..) -> (new state.., extras..).
+
+    `rows`: the prefix of what it takes from row to row; `last`: whether the last state is all that is kept of them.
+    """
+    source, scope = looped_source(core, carries, rows, last)
     exec(source, scope)
     return scope["walk"]
 
 
-def looped_source(core: fx.Graph, carries: int) -> tuple[str, dict[str, Any]]:
+def looped_source(core: fx.Graph, carries: int, rows: str = HOISTED, last: bool = False) -> tuple[str, dict[str, Any]]:
     """Its Python, and the names that it uses."""
     code = readable(core).python_code("self")
     (function,) = (node for node in ast.parse(code.src).body if isinstance(node, ast.FunctionDef))
-    *body, last = function.body
-    assert isinstance(last, ast.Return) and isinstance(last.value, ast.Tuple)
-    returned = [ast.unparse(value) for value in last.value.elts]
-    group = {prefix: packed([n.name for n in placeholders(core, prefix)]) for prefix in (CARRY, HOISTED, INDEX, CONST)}
+    *body, end = function.body
+    assert isinstance(end, ast.Return) and isinstance(end.value, ast.Tuple)
+    returned = [ast.unparse(value) for value in end.value.elts]
+    group = {prefix: packed([n.name for n in placeholders(core, prefix)]) for prefix in (CARRY, rows, INDEX, CONST)}
     state = packed(returned[:carries])
     lines = [
         "def walk(state, rows, indices, consts):",
         f"    {group[CARRY]} = state; {group[CONST]} = consts; states = []; extras = []",
-        f"    for {group[HOISTED]}, {group[INDEX]} in zip(rows, indices):",
+        f"    for {group[rows]}, {group[INDEX]} in zip(rows, indices):",
         *(f"        {ast.unparse(statement)}" for statement in body if not forgets(statement)),
-        f"        states.append({state}); extras.append({packed(returned[carries:])}); {group[CARRY]} = {state}",
-        "    return states, extras",
+        *([] if last else [f"        states.append({state})"]),
+        f"        extras.append({packed(returned[carries:])}); {group[CARRY]} = {state}",
+        f"    return {group[CARRY] if last else 'states'}, extras",
     ]
     return "\n".join(lines), dict(code.globals)
 

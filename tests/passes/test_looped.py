@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from fxsolve.ir import CARRY, CONST, Recurrence, placeholders, to_text
+from fxsolve.ir import CARRY, CONST, STACKED, Recurrence, placeholders, to_text
 from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.looped import looped, looped_source
 from fxsolve.passes.reuse import reuse
@@ -51,12 +51,38 @@ def agrees(block: Recurrence, seed: int) -> None:
             assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 
+def walks_whole(block: Recurrence, seed: int) -> None:
+    """The walk of a whole step, of which the last state alone is kept, against the step called again and again."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def example(prefix: str) -> list[Tensor]:
+        kinds = [node.meta["type"] for node in placeholders(block.step, prefix)]
+        return [k.empty().copy_(2 * torch.rand(k.shape, generator=generator)) for k in kinds]
+
+    state, consts = example(CARRY), example(CONST)
+    rows = [tuple(example(STACKED)) for _ in range(block.length)]
+    indices = list(zip(*block.table, strict=True)) or [()] * block.length
+    torch.manual_seed(seed)  # a step may draw random numbers
+    last, extras = looped(reuse(block.step), block.carries, STACKED, last=True)(state, rows, indices, consts)
+    step = fx.GraphModule({}, block.step)
+    torch.manual_seed(seed)
+    for given, index, extra in zip(rows, indices, extras, strict=True):
+        made = step(*state, *given, *index, *consts)
+        state = made[: block.carries]
+        for ours, theirs in zip(extra, made[block.carries :], strict=True):
+            assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+    for ours, theirs in zip(last, state, strict=True):
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+
+
 def test_golden(golden: Callable[[str, str], None]) -> None:
     (block,) = hoist_invariants(program_of(recurrent, torch.randn(T, N, D), torch.randn(N, D))).blocks.values()
     assert isinstance(block, Recurrence)
     core = split_step(block).core
     golden("looped", to_text(core) + "\n\n-->\n\n" + looped_source(core, block.carries)[0])
     agrees(block, 0)
+    golden("looped_whole", looped_source(block.step, block.carries, STACKED, last=True)[0])
+    walks_whole(block, 0)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -65,3 +91,4 @@ def test_random_loops(seed: int) -> None:
     for block in hoist_invariants(program_of(fn, *args)).blocks.values():
         assert isinstance(block, Recurrence)
         agrees(block, seed)
+        walks_whole(block, seed)
