@@ -90,7 +90,8 @@ class BlockRunner(Runner):
         decided = self.plan is not None
         if self.plan is None:
             self.plan = self.decide(initial, stacked, consts)
-            if self.plan.bitwise and self.forced is None and not self.padded and synchronous(initial):
+            sweeps = self.plan.bitwise and not self.plan.in_order
+            if sweeps and self.forced is None and not self.padded and synchronous(initial):
                 self.least = self.block.length * seconds_of(lambda: self.one_step(0, initial, stacked, consts), 2)
             self.phases = self.measured(self.plan, initial, stacked, consts)
             start = time.perf_counter()

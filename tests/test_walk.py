@@ -86,3 +86,13 @@ def test_gradients_keep_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
         (theirs,) = torch.autograd.grad(backwards(x).sum(), x)
         assert_same_bits(ours, theirs)
     assert "in order" in compiled.solution.fallback
+
+
+def test_a_race_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What steps of generated code take, one by one, says nothing of the original."""
+    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)
+    compiled = fxsolve.compile(backwards)
+    with torch.no_grad():
+        compiled(torch.randn(20, 2, 6))
+    timings = compiled._compiler.last.timings
+    assert timings["original"] > 0 and timings["compiled"] > 0 and "original, at the least" not in timings
