@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class FxsolveError(RuntimeError):
     """Base of every error that fxsolve raises on its own account."""
@@ -21,3 +23,11 @@ class VerificationError(FxsolveError):
 
 class FallbackWarning(UserWarning):
     """The original ran instead of the compiled program; the text says why and where."""
+
+
+def users_level() -> int:
+    """The `stacklevel` with which the caller's warning points at the user's line: the first one outside of fxsolve."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "fxsolve":
+        level, frame = level + 1, frame.f_back
+    return level

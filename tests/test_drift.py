@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fxsolve
-import fxsolve.compiler
+import fxsolve.first_call
 from fxsolve.drift import CALLS, FIRST, LONG, LONGER, MOST, TURNS, WARM_UP, Drift
 from fxsolve.shell import Calls
 from tests.checking import assert_same_bits
@@ -112,7 +112,7 @@ def assert_sampled_alike(compiled: object, seed: int, size: int = 2) -> None:
 
 
 def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)  # what is tested is not the machine's speed
+    monkeypatch.setattr(fxsolve.first_call, "PAYS", math.inf)  # what is tested is not the machine's speed
     compiled = fxsolve.compile(a_sampler)
     with torch.no_grad():
         compiled(2)
@@ -134,7 +134,7 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)
+    monkeypatch.setattr(fxsolve.first_call, "PAYS", math.inf)
     compiled = fxsolve.compile(scaled)
     with torch.no_grad():
         compiled(torch.randn(512, 1, 16))

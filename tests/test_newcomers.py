@@ -63,6 +63,15 @@ def test_a_number_that_changes_in_each_call() -> None:
         assert len(compiled._compiler.entries) == 2 * ONCE
 
 
+def test_warnings_point_at_the_users_line() -> None:
+    compiled = fxsolve.compile(Step())
+    with torch.no_grad(), pytest.warns(fxsolve.FallbackWarning) as caught:
+        for position in range(ONCE + 1):
+            compiled(torch.ones(2, 4), position)
+        fxsolve.compile(lambda x: x * float(x.sum()))(torch.ones(2))
+    assert [warning.filename for warning in caught] == [__file__, __file__]
+
+
 def test_an_attribute_that_changes_before_each_call() -> None:
     model = Step()
     compiled = fxsolve.compile(model)

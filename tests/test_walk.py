@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxsolve
-import fxsolve.compiler
+import fxsolve.first_call
 from tests.checking import assert_same_bits
 
 ROTATION = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
@@ -51,7 +51,7 @@ def assert_alike(compiled: object, fn: object, *args: object) -> None:
 
 
 def test_eagers_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)  # what is tested is not the machine's speed
+    monkeypatch.setattr(fxsolve.first_call, "PAYS", math.inf)  # what is tested is not the machine's speed
     model = Turning()
     other = Turning()
     other.load_state_dict(model.state_dict())
@@ -69,7 +69,7 @@ def test_eagers_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kept_only_where_it_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxsolve.compiler, "PAYS", 0.0)
+    monkeypatch.setattr(fxsolve.first_call, "PAYS", 0.0)
     compiled = fxsolve.compile(backwards)
     with torch.no_grad():
         for _ in range(3):
@@ -78,7 +78,7 @@ def test_kept_only_where_it_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gradients_keep_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)
+    monkeypatch.setattr(fxsolve.first_call, "PAYS", math.inf)
     compiled = fxsolve.compile(backwards)
     for _ in range(2):
         x = torch.randn(20, 2, 6, requires_grad=True)
@@ -90,7 +90,7 @@ def test_gradients_keep_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_race_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """What steps of generated code take, one by one, says nothing of the original."""
-    monkeypatch.setattr(fxsolve.compiler, "PAYS", math.inf)
+    monkeypatch.setattr(fxsolve.first_call, "PAYS", math.inf)
     compiled = fxsolve.compile(backwards)
     with torch.no_grad():
         compiled(torch.randn(20, 2, 6))
