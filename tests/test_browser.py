@@ -297,6 +297,7 @@ def shots(browser: Any, address: str, changes: str = "", **settings: Any) -> lis
     page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]}, bypass_csp=True, **settings)  # the fonts are data
     page.goto(address)
     page.add_style_tag(content=still() + changes)
+    page.evaluate("Promise.all([...document.fonts].map(face => face.load())).then(() => null)")  # else it is a matter of luck
     page.evaluate("document.querySelectorAll('.time').forEach(t => t.textContent = '0.00 ms')")
     page.evaluate("document.querySelectorAll('.curve').forEach(c => c.firstChild.setAttribute('points', '52,180 366,12'))")
     pictures = []
