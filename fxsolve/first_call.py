@@ -203,7 +203,7 @@ class FirstCall:
         """Whether generated code for the same calls in the same order looks quicker than the original, and gives its bits."""
         self.entry.walks = True  # for the race
         try:
-            same_results(executable, values, tensors_of(self.recording.result), "bitwise")
+            same_results(executable, values, tensors_of(self.recording.result), self.options.exactness, bits=True)
         except FxsolveError:
             return False
         theirs, ours = self.race(executable, leaves, turns=1)

@@ -44,7 +44,7 @@ class Plan:
     @property
     def bitwise(self) -> bool:
         """Whether every equation holds bit for bit once it is solved."""
-        return self.kind in ("FixedPoint", "Repeat") or self.in_order
+        return self.kind in ("FixedPoint", "Repeat") or (self.kind == "Chain" and self.in_order)
 
 
 class Runner(torch.nn.Module):

@@ -135,7 +135,7 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fxsolve.first_call, "PAYS", math.inf)
-    compiled = fxsolve.compile(scaled)
+    compiled = fxsolve.compile(forgets)
     with torch.no_grad():
         compiled(torch.randn(512, 1, 16))
         assert compiled._compiler.last.compiled, "a step that forgets quickly is certified"
@@ -145,7 +145,7 @@ def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest
         x = torch.randn(512, 3, 16)
         fallbacks = []
         for _ in GLANCE:
-            torch.testing.assert_close(compiled(x), scaled(x))
+            torch.testing.assert_close(compiled(x), forgets(x))
             fallbacks.append(compiled.solution.fallback is None)
         assert fallbacks == [True, False]
         assert entry.drift.original < math.inf and entry.drift.compiled < math.inf
@@ -154,7 +154,7 @@ def test_a_plan_of_another_size_is_held_against_the_original(monkeypatch: pytest
 WEIGHT = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 16
 
 
-def scaled(x: Tensor) -> Tensor:
+def forgets(x: Tensor) -> Tensor:
     """A loop that forgets quickly."""
     h, out = torch.zeros(x.shape[1:]), []
     for step in x:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import fxsolve
 from fxsolve.doors import DOORS, MAKERS, STAND_INS
+from tests.test_drift import forgets
 
 THREADS = 4
-WEIGHT = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 16
 
 
 def in_threads(work: Callable[[int], Any]) -> list[Any]:
@@ -39,15 +39,6 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
     if errors:
         raise errors[0]
     return results
-
-
-def forgets(x: Tensor) -> Tensor:
-    """A loop that forgets quickly."""
-    h, out = torch.zeros(x.shape[1:]), []
-    for step in x:
-        h = torch.tanh(step + h @ WEIGHT)
-        out.append(h)
-    return torch.stack(out)
 
 
 class Slots(nn.Module):
