@@ -16,10 +16,6 @@ def tensors_of(result: Any) -> list[torch.Tensor]:
     return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
 
 
-def copied(value: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, torch.clone, value)
-
-
 def copied_from(args: Any, kwargs: Any, recording: Recording) -> tuple[Any, Any]:
     """The arguments, those that the recorded run wrote to as they were before it."""
     flat, spec = pytree.tree_flatten((args, kwargs))

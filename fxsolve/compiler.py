@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxsolve.arguments import copied, generator_states, set_generator_states, tensors_of
+from fxsolve.arguments import generator_states, set_generator_states, tensors_of
 from fxsolve.capture import recording
 from fxsolve.choice import in_order
 from fxsolve.codegen import Executable
 from fxsolve.entry import Changed, Entry, Options
-from fxsolve.errors import CaptureError, FallbackWarning, users_level
+from fxsolve.errors import CaptureError, FallbackWarning, VerificationError, users_level
 from fxsolve.explain import explain
 from fxsolve.first_call import FirstCall
 from fxsolve.guards import Guards
@@ -28,7 +28,7 @@ from fxsolve.schedule import GIVE_UP_AFTER
 from fxsolve.shell import KINDS, Calls, Patience, Straight, kind_of
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
-from fxsolve.verify import same_results
+from fxsolve.verify import same_generators, same_results
 
 COMPILES = threading.RLock()  # a first call changes what is torch's own: one at a time
 
@@ -169,9 +169,12 @@ class Compiler:
         if verify:
             after = generator_states(flat)
             set_generator_states(states)
-            eager = self.fn(*copied((args, kwargs))[0], **kwargs)
-            same_results(executable, values, tensors_of(eager), self.options.exactness)
-            set_generator_states(after)
+            eager = self.fn(*args, **kwargs)
+            try:
+                same_generators(after)
+                same_results(executable, values, tensors_of(eager), leaves, self.options.exactness)
+            except VerificationError as error:
+                return self.refuted(entry, error, eager, start)
         results = executable.finish(values, leaves)
         blocks = tuple(r.solution for r in executable.runners.values() if r.solution is not None)
         seconds = time.perf_counter() - start
@@ -194,6 +197,15 @@ class Compiler:
                 self.warn(reason)
         self.solution = Solution((), time.perf_counter() - start, reason)
         return result
+
+    def refuted(self, entry: Entry, error: VerificationError, eager: Any, start: float) -> Any:
+        """The original's result, and the original from now on: what was compiled does not compute what it computes."""
+        if not self.options.fallback:
+            raise error
+        entry.rejected, entry.executable, entry.choice = entry.executable, None, f"the original runs: {error}"
+        self.solution = Solution((), time.perf_counter() - start, str(error))
+        self.warn(str(error))
+        return eager
 
     # -- what can go wrong ------------------------------------------------------------------------
 

@@ -20,20 +20,29 @@ def same_generators(expected: Sequence[tuple[torch.Generator, torch.Tensor]]) ->
 
 
 def same_results(
-    executable: Executable, values: Sequence[torch.Tensor], eager: Sequence[torch.Tensor], exactness: str, bits: bool = False
+    executable: Executable,
+    values: Sequence[torch.Tensor],
+    eager: Sequence[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    exactness: str,
+    bits: bool = False,
 ) -> None:
-    """Raises VerificationError unless results are eager's: in bits if they have to be, or where only bitwise blocks were
-    solved; else to rounding.
+    """Raises VerificationError unless results, and what the program writes, are as the original left them (`leaves`): in bits
+    if they have to be, or where only bitwise blocks were solved; else to rounding.
     """
+    program = executable.program
     plans = [r.plan for r in executable.runners.values()]
-    exact = bits or (exactness != "rounding" and all(p is None or p.bitwise for p in plans))
-    for number, (ours, theirs, out) in enumerate(zip(values, eager, executable.program.outputs, strict=False)):
-        if out.leaf >= 0 and out.leaf in executable.program.mutated:
-            continue
+    exact = bits or exactness == "bitwise" or (exactness == "auto" and all(p is None or p.bitwise for p in plans))
+    compared = [(f"result {number}", *pair) for number, pair in enumerate(zip(values, eager, strict=False))]
+    compared = [each for each, out in zip(compared, program.outputs, strict=True) if out.leaf not in program.mutated]
+    for number, content in zip(program.mutated, values[len(program.outputs) :], strict=False):
+        leaf = program.leaves[number]
+        compared.append((f"what is written to {leaf.kind} {leaf.name}", content, leaves[number]))
+    for name, ours, theirs in compared:
         problem = difference(ours, theirs, exact)
         if problem is not None:
             blocks = ", ".join(f"{r.block.name} ({r.block.source})" for r in executable.runners.values())
-            raise VerificationError(f"result {number} differs from the original's: {problem}; blocks: {blocks}")
+            raise VerificationError(f"{name} differs from the original's: {problem}; blocks: {blocks}")
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> str | None:
