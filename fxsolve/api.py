@@ -140,7 +140,7 @@ class Compiled:
             return report(Told(name, self.explain()), path)
         key = next((key for key, known in compiler.entries.items() if known is entry), None)
         executable = entry.executable or entry.rejected
-        told = Told(name, self.explain(), executable, self.solution, entry.told(), entry.timings, key)
+        told = Told(name, self.explain(), executable, self.solution, entry.told(), entry.timings, entry.memory, key)
         return report(told, path)
 
 

@@ -235,5 +235,5 @@ class Compiler:
         if self.last is None:
             return "not called yet: the plan is made at the first call"
         executable = self.last.executable or self.last.rejected
-        return explain(executable, self.last.told(), self.last.timings, devices)
+        return explain(executable, self.last.told(), self.last.timings, self.last.memory, devices)
 

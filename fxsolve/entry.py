@@ -41,6 +41,7 @@ class Entry:
     spec: Any = None
     statics: tuple[Any, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)  # the most bytes that a run of each holds at a time
     refusal: str | None = None  # why it was not compiled
     failures: int = 0
     rejected: Executable | None = None  # compiled, but the original is kept: for explain

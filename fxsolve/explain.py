@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fxsolve.codegen import Executable
+from fxsolve.memory import size_text
 from fxsolve.plan import Candidate, Runner
 from fxsolve.schedule import BlockRunner
 from fxsolve.solution import BlockSolution
 from fxsolve.training import BlockGradient
 
 
-def explain(executable: Executable | None, choice: str, timings: dict[str, float], devices: int) -> str:
+def explain(
+    executable: Executable | None, choice: str, timings: Mapping[str, float], memory: Mapping[str, int], devices: int
+) -> str:
     """Blocks, equations, source lines, solver, why, and what was measured."""
     lines = [choice]
     if timings:
         lines.append("first call: " + ", ".join(f"{name} {seconds:.4f} s" for name, seconds in timings.items()))
+    if memory:
+        lines.append("held at a time: " + ", ".join(f"{name} {size_text(count)}" for name, count in memory.items()))
     if executable is not None:
         if not executable.runners:
             lines.append("no equation blocks were found: nothing in this program repeats")
@@ -48,7 +55,9 @@ def said(candidate: Candidate) -> str:
     expected = "" if candidate.expected is None else f"{candidate.expected * 1e3:.2f} ms expected"
     if candidate.seconds is not None:
         beside = f" ({expected})" if expected else ""
-        return f"tried {candidate.solver}: {candidate.seconds * 1e3:.2f} ms{beside}, {candidate.note}"
+        sweeps = f"{candidate.sweeps} sweeps, " if candidate.sweeps is not None else ""
+        memory = f"{size_text(candidate.memory)}, " if candidate.memory is not None else ""
+        return f"tried {candidate.solver}: {candidate.seconds * 1e3:.2f} ms{beside}, {sweeps}{memory}{candidate.note}"
     return f"not tried {candidate.solver}: {expected}" if expected else f"tried {candidate.solver}: -, {candidate.note}"
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from fxsolve.drift import PAYS, Drift
 from fxsolve.entry import Entry
 from fxsolve.errors import FxsolveError, ScheduleError, users_level
 from fxsolve.guards import Guards
+from fxsolve.memory import held_by
 from fxsolve.passes.chain import chain
 from fxsolve.passes.growth import Padded
 from fxsolve.pipeline import clean_tape, find_loops, lower_to_program
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from fxsolve.compiler import Compiler
 
 KEPT = "original, as kept"
+WEIGHED = 0.5  # seconds: what takes longer is not run once more, to see how much memory it holds
+Prepare = Callable[[], Callable[[], None]]
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))
 
 
@@ -190,6 +194,7 @@ class FirstCall:
         followed = self.options.verify != "always" and not executable.on_gpu and not executable.trains
         if not executable.trains and (quick := quick_enough(executable)) is not None:
             entry.timings |= {"original, at the least": quick[0]}
+            self.weigh(executable, leaves, quick)
             entry.drift = Drift(*quick) if followed else None
         elif reused and KEPT in entry.timings:
             entry.drift = Drift(entry.timings[KEPT], compiled=0.0) if followed else None
@@ -198,6 +203,7 @@ class FirstCall:
         else:
             theirs, ours = self.race(executable, leaves)
             entry.timings |= {"original": theirs, "compiled": ours}
+            self.weigh(executable, leaves, (theirs, ours))
             leads = ours <= PAYS * theirs
             entry.drift = Drift(theirs, ours, leads) if followed and (leads or ours < theirs) else None
             if not leads:
@@ -216,12 +222,27 @@ class FirstCall:
         return ours <= PAYS * theirs
 
     def race(self, executable: Executable, leaves: list[torch.Tensor], turns: int = TURNS) -> tuple[float, float]:
-        """Seconds of the original and of a later call on this call's inputs, gradients included; leaves all as it was."""
-        compiler, entry, recording = self.compiler, self.entry, self.recording
+        """Seconds of the original and of a later call on this call's inputs, gradients included."""
+        with self.undone():
+            theirs, ours = race(*self.runs(executable, leaves), turns=turns)
+        return theirs, ours
 
-        def prepared(run: Callable[..., Any]) -> Callable[[], Callable[[], None]]:
+    def weigh(self, executable: Executable, leaves: list[torch.Tensor], seconds: Sequence[float]) -> None:
+        """How much memory each of the two holds at a time, if a run takes no longer than WEIGHED seconds."""
+        if executable.on_gpu:  # CUDA graphs hold what is not seen
+            return
+        with self.undone():
+            for name, prepare, taken in zip(("original", "compiled"), self.runs(executable, leaves), seconds, strict=True):
+                if taken <= WEIGHED:
+                    self.entry.memory[name] = held_by(prepare())
+
+    def runs(self, executable: Executable, leaves: list[torch.Tensor]) -> tuple[Prepare, Prepare]:
+        """For the original and for a later call: what makes a run on this call's inputs, as they were."""
+        compiler, entry = self.compiler, self.entry
+
+        def prepared(run: Callable[..., Any]) -> Prepare:
             def prepare() -> Callable[[], None]:
-                args, kwargs = copied_from(self.args, self.kwargs, recording)
+                args, kwargs = copied_from(self.args, self.kwargs, self.recording)
                 set_generator_states(self.generators)
                 return lambda: ran(run(args, kwargs))
 
@@ -238,16 +259,20 @@ class FirstCall:
                 entry.guards.check()
             return compiler.compiled_call(entry, executable, args, kwargs, start)
 
-        written = [recording.tape.leaves[number] for number in recording.before]
+        return prepared(lambda args, kwargs: self.fn(*args, **kwargs)), prepared(compiled)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Whatever runs inside, what the program writes to its own tensors is as it was afterwards."""
+        written = [self.recording.tape.leaves[number] for number in self.recording.before]
         held = [leaf.tensor for leaf in written if leaf.position < 0]
         contents = [tensor.clone() for tensor in held]
         try:
-            theirs, ours = race(prepared(lambda args, kwargs: self.fn(*args, **kwargs)), prepared(compiled), turns=turns)
+            yield
         finally:
             with torch.no_grad():
                 for tensor, content in zip(held, contents, strict=True):
                     tensor.copy_(content)
-        return theirs, ours
 
     # -- the file of plans ------------------------------------------------------------------------
 

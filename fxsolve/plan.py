@@ -16,13 +16,17 @@ Tensors = Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A solver that was looked at: what it took, or why it was not tried or does not apply; and what was expected."""
+    """A solver that was looked at: what it took, or why it was not tried or does not apply; and what was expected.
+
+    `memory`: the most bytes that it holds at a time, beside what it is given.
+    """
 
     solver: str
     seconds: float | None
     note: str
     expected: float | None = None
     sweeps: int | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

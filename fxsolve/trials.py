@@ -19,6 +19,7 @@ import torch
 
 from fxsolve.cost import StepCost, fitted, launch_seconds, pays_from
 from fxsolve.lowered import LoweredRecurrence
+from fxsolve.memory import held_by
 from fxsolve.plan import Candidate, Plan, Tensors
 from fxsolve.recurrence import phases, solve
 from fxsolve.solution import NotSolved
@@ -66,6 +67,7 @@ class Trials:
         self.refused: dict[Solver, str] = {}
         self.expected: dict[Solver, float] = {}
         self.sweeps: dict[Solver, int] = {}
+        self.memory: dict[Solver, int] = {}
         self.seconds: dict[Setting, float] = {}
         self.break_even: BreakEven | None = None
 
@@ -84,6 +86,7 @@ class Trials:
         if not finalists:
             return None
         self.race(finalists)
+        self.weigh(finalists)
         blocks = next((s for s, _ in finalists if isinstance(s, JacobiGS)), None)
         if near and blocks is not None:
             self.break_even = self.breaks_even(blocks, step, until_met)
@@ -146,6 +149,11 @@ class Trials:
                 break
         self.seconds |= {each: statistics.median(times) for each, times in rounds.items()}
 
+    def weigh(self, finalists: list[Setting]) -> None:
+        """How much memory each of them holds at a time. (CUDA graphs hold what is not seen.)"""
+        if self.device.type == "cpu":
+            self.memory = {solver: held_by(lambda: self.attempt(solver)) for solver, _ in finalists}  # noqa: B023
+
     def once(self, setting: Setting) -> float:
         solver, self.lowered.threads = setting
         return seconds_of(lambda: self.attempt(solver))
@@ -157,12 +165,16 @@ class Trials:
     def candidates(self) -> tuple[Candidate, ...]:
         """All that were looked at: refused ones, the timed ones, and those that were not worth a trial."""
         timed = [
-            Candidate(f"{s} on {n} thread{'s' * (n > 1)}", seconds, "certified", self.expected.get(s), self.sweeps[s])
+            Candidate(named(s, n), seconds, "certified", self.expected.get(s), self.sweeps[s], self.memory.get(s))
             for (s, n), seconds in self.seconds.items()
         ]
         known = {s for s, _ in self.seconds} | set(self.refused)
         left = [Candidate(str(s), None, "not tried", seconds) for s, seconds in self.expected.items() if s not in known]
         return (*[Candidate(str(s), None, why) for s, why in self.refused.items()], *timed, *left)
+
+
+def named(solver: Solver, threads: int) -> str:
+    return f"{solver} on {threads} thread{'s' * (threads > 1)}"
 
 
 def expected_seconds(solver: Solver, step: StepCost, length: int, until_met: float) -> float:

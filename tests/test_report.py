@@ -20,7 +20,7 @@ from fxsolve.plan import Candidate, Plan
 from fxsolve.signature import described, signature
 from fxsolve.solution import BlockSolution, Solution
 from fxsolve.solvers import Jacobi, JacobiGS
-from fxsolve.visualize.amounts import count_of, seconds_text, size_text, three_digits
+from fxsolve.visualize.amounts import count_of, seconds_text, three_digits
 from fxsolve.visualize.chart import frontier_chart, heat_map, runs
 from fxsolve.visualize.convergence_tab import final_after, slot_places
 from fxsolve.visualize.highlight import highlighted
@@ -141,7 +141,6 @@ def test_seconds(seconds: float, text: str) -> None:
 
 def test_other_figures() -> None:
     assert [three_digits(v) for v in (9.994, 9.996, 99.94, 99.96, 12345.6)] == ["9.99", "10.0", "99.9", "100", "12346"]
-    assert (size_text(12_300), size_text(4_560_000)) == ("12 kB", "4.6 MB")
     assert (count_of(1, "sweep"), count_of(2, "sweep")) == ("1 sweep", "2 sweeps")
 
 
@@ -232,12 +231,12 @@ def test_candidates_are_sorted_and_the_chosen_one_stands_out() -> None:
     tried = (
         Candidate("GaussSeidel(check=4)", None, "a change survives"),
         Candidate("JacobiGS(block=32, warmup=19) on 1 thread", 2e-3, "certified", 2.5e-3, 2),
-        Candidate("JacobiGS(block=16, warmup=9) on 1 thread", 1e-3, "certified", 1.5e-3, 3),
+        Candidate("JacobiGS(block=16, warmup=9) on 1 thread", 1e-3, "certified", 1.5e-3, 3, 640_000),
     )
     text = candidates("block0", Plan(JacobiGS(16, 9), "Recurrence", "quickest", tried, threads=1))
     first, second, last = re.findall("<tr.*?</tr>", text)[1:]
     assert first.startswith("<tr class=chosen>") and "chosen: certified" in first
-    assert re.findall(r">([\d.]+ ms)<", first) == ["1.50 ms", "1.00 ms"] and ">3</td>" in first
+    assert re.findall(r">([\d.]+ ms)<", first) == ["1.50 ms", "1.00 ms"] and ">3</td>" in first and ">640 kB</td>" in first
     assert "block=32" in second and "chosen" not in second
     assert "a change survives" in last and "ms" not in last
     assert "No other schedule was timed" in candidates("block0", Plan(Jacobi(), "FixedPoint", "proved causal"))
@@ -266,7 +265,7 @@ def solved(name: str, certificate: str, seconds: float = 0.5) -> BlockSolution:
 
 def test_equal_certificates_are_said_once() -> None:
     blocks = (solved("block0", "all hold"), solved("block1", "all hold"), solved("block2", "in order"))
-    text = summary(Solution(blocks, 2.0), [], "compiled", {"record": 9.0, "original": 6.0, "compiled": 1.5}, "plan")
+    text = summary(Solution(blocks, 2.0), [], "compiled", {"record": 9.0, "original": 6.0, "compiled": 1.5}, {"original": 9_000}, "plan")
     assert re.findall("<strong>(.*?)</strong> (.*?)</p>", text) == [
         ("All hold", "(block0 to block1)"),
         ("In order", "(block2)"),
@@ -274,12 +273,13 @@ def test_equal_certificates_are_said_once() -> None:
     facts = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", re.sub("</?span[^>]*>", "", text)))
     assert facts["Equations"] == "24" and facts["Sequential steps"] == "9" and facts["Last call"] == "2.00 s"
     assert facts["Original, in the trial"] == "6.00 s" and facts["Original over compiled"] == "4.00 ×"
+    assert facts["Memory, original"] == "9 kB"
     assert facts["record"] == "9.00 s" and "original" not in facts
 
 
 def test_a_first_call_is_called_so() -> None:
     timings = {"record": 2.0, "original, at the least": 1.0}
-    text = summary(Solution((solved("block0", "x", 0.5),), 3.0), [], "compiled", timings, "")
+    text = summary(Solution((solved("block0", "x", 0.5),), 3.0), [], "compiled", timings, {}, "")
     assert "First call, compiling included" in text and "Original, at the least" in text
     assert "2.00 ×" in text, "compared with the blocks' seconds, not with the compilation's"
 

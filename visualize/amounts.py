@@ -1,4 +1,4 @@
-"""Numbers as people read them: seconds in the unit that fits, sizes in kB or MB, counts with their nouns."""
+"""Numbers as people read them: seconds in the unit that fits, counts with their nouns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ def seconds_text(seconds: float) -> str:
 def ratio_text(ratio: float) -> str:
     """How many times: 12.34 --> "12.3 ×"."""
     return f"{three_digits(ratio)} ×"
-
-
-def size_text(count: int) -> str:
-    """Bytes: 1234567 --> "1.2 MB"."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def count_of(number: int, noun: str) -> str:

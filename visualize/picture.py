@@ -7,7 +7,7 @@ import re
 
 from fxsolve.codegen import Executable
 from fxsolve.errors import FxsolveError
-from fxsolve.visualize.amounts import size_text
+from fxsolve.memory import size_text
 from fxsolve.visualize.graph import svg
 from fxsolve.visualize.markup import Markup, element, joined, pane
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fxsolve.memory import size_text
 from fxsolve.plan import Plan, Runner
 from fxsolve.schedule import BlockRunner
 from fxsolve.solution import BlockSolution
@@ -86,7 +87,7 @@ def candidates(name: str, plan: Plan) -> Markup:
     """What was tried for one block; the chosen one stands out."""
     if not plan.candidates:
         return element("p", "No other schedule was timed for this block: the reason above left no choice.", "soft")
-    heads = ("Candidate", "#Predicted", "#Measured", "#Sweeps", "Outcome")
+    heads = ("Candidate", "#Predicted", "#Measured", "#Sweeps", "#Memory", "Outcome")
     label = chosen_label(plan)
     order = sorted(plan.candidates, key=lambda c: (c.seconds is None, c.seconds or 0.0))
     chosen = next((i for i, c in enumerate(order) if c.seconds is not None and c.solver == label), -1)
@@ -96,6 +97,7 @@ def candidates(name: str, plan: Plan) -> Markup:
             time(c.expected),
             time(c.seconds),
             None if c.sweeps is None else str(c.sweeps),
+            None if c.memory is None else size_text(c.memory),
             f"chosen: {c.note}" if place == chosen else c.note,
         ]
         for place, c in enumerate(order)

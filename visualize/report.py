@@ -33,7 +33,8 @@ class Told:
     """What a report tells of: the last call of one compiled callable.
 
     executable: its program, also where the original was preferred; None where nothing was compiled. choice: what runs, and
-    why. timings: the stages of the first call, in seconds. explanation: what `explain()` says. signature: the last call's.
+    why. timings: the stages of the first call, in seconds. memory: the most bytes that a run held at a time in its trial.
+    explanation: what `explain()` says. signature: the last call's.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Told:
     solution: Solution | None = None
     choice: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
     signature: Hashable | None = None
 
 
@@ -55,7 +57,7 @@ def report(told: Told, path: str | os.PathLike[str]) -> Path:
 def page(told: Told) -> str:
     executable, solution = told.executable, told.solution
     runners = list(executable.runners.values()) if executable is not None else []
-    first = summary(solution, runners, told.choice, told.timings, told.explanation)
+    first = summary(solution, runners, told.choice, told.timings, told.memory, told.explanation)
     sections = {"summary": ("Summary", first)}
     if executable is not None:
         tried = solution is None or solution.fallback is not None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 
+from fxsolve.memory import size_text
 from fxsolve.plan import Runner
 from fxsolve.solution import BlockSolution, Solution
 from fxsolve.visualize.amounts import ratio_text
@@ -17,11 +18,16 @@ NOT_CALLED = "The plan is made at the first call: call it once with real inputs,
 
 
 def summary(
-    solution: Solution | None, runners: Sequence[Runner], choice: str, timings: Mapping[str, float], explanation: str
+    solution: Solution | None,
+    runners: Sequence[Runner],
+    choice: str,
+    timings: Mapping[str, float],
+    memory: Mapping[str, int],
+    explanation: str,
 ) -> Markup:
     """Certificate, figures of the last call and of the first one, and `explain()` as it prints."""
     text = pane("explain()", Markup(f"<pre>{escape(explanation)}</pre>"), "code wrapped")
-    parts = [certificate(solution), figures(solution, runners, timings)]
+    parts = [certificate(solution), figures(solution, runners, timings, memory)]
     if choice and (solution is None or choice != solution.fallback):
         parts.append(element("p", RUNS_COMPILED if choice == COMPILED else f"Choice: {choice}."))
     rows = [(name, time(seconds)) for name, seconds in stages(timings).items()]
@@ -56,7 +62,9 @@ def names_of(blocks: Sequence[BlockSolution]) -> str:
     return blocks[0].name if len(blocks) == 1 else f"{blocks[0].name} to {blocks[-1].name}"
 
 
-def figures(solution: Solution | None, runners: Sequence[Runner], timings: Mapping[str, float]) -> Markup:
+def figures(
+    solution: Solution | None, runners: Sequence[Runner], timings: Mapping[str, float], memory: Mapping[str, int]
+) -> Markup:
     """The last call in numbers, beside the original's time from the first call."""
     if solution is None:
         return Markup("")
@@ -72,6 +80,7 @@ def figures(solution: Solution | None, runners: Sequence[Runner], timings: Mappi
         ("First call, compiling included" if first else "Last call", time(solution.seconds)),
         ("Original, in the trial" if measured else "Original, at the least", time(original)),
         ("Compiled, in the trial", time(compiled)),
+        *[(f"Memory, {name}", size_text(count)) for name, count in memory.items()],
     ]
     if blocks and original:
         ratio = ratio_text(original / (compiled or sum(b.seconds for b in blocks)))
