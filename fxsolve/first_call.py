@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from fxsolve.compiler import Compiler
 
 KEPT = "original, as kept"
-WEIGHED = 0.5  # seconds: what takes longer is not run once more, to see how much memory it holds
+WEIGHED = 0.1  # seconds: what takes longer is not run once more, to see how much memory it holds
 Prepare = Callable[[], Callable[[], None]]
 LEAF_SPEC = pytree.tree_structure(torch.empty(0))
 

@@ -6,11 +6,10 @@ What a kernel allocates for itself and frees before it returns is not seen, nor 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -20,16 +19,20 @@ class Held(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.alive: set[int] = set()
+        self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in fxsolve.capture: else torch imports its whole compiler here, and each call takes longer
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        made = [s for s in storages(result) if s._cdata not in self.alive]
+        made = [s for s in storages((result,)) if s._cdata not in self.alive]
         if made:
-            given = {s._cdata for s in storages((args, kwargs))}
+            given = {s._cdata for s in storages((*args, *kwargs.values()))}
             for storage in made:
                 if storage._cdata not in given:  # no view of what was there before
                     self.hold(storage)
@@ -37,20 +40,23 @@ class Held(TorchDispatchMode):
 
     def hold(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        self.alive.add(key)
+
+        def release(_: object) -> None:
+            del self.alive[key]
+            self.now -= size
+
+        self.alive[key] = weakref.ref(storage, release)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.release, key, size).atexit = False
-
-    def release(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
 
 
-def storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    for value in (values,) if isinstance(values, torch.Tensor) else pytree.tree_leaves(values):
+def storages(values: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
+    """Those of all tensors, in lists as well."""
+    for value in values:
         if isinstance(value, torch.Tensor):
             yield value.untyped_storage()
+        elif isinstance(value, (list, tuple)):
+            yield from storages(value)
 
 
 def held_by(run: Callable[[], object]) -> int:

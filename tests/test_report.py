@@ -265,7 +265,8 @@ def solved(name: str, certificate: str, seconds: float = 0.5) -> BlockSolution:
 
 def test_equal_certificates_are_said_once() -> None:
     blocks = (solved("block0", "all hold"), solved("block1", "all hold"), solved("block2", "in order"))
-    text = summary(Solution(blocks, 2.0), [], "compiled", {"record": 9.0, "original": 6.0, "compiled": 1.5}, {"original": 9_000}, "plan")
+    timings = {"record": 9.0, "original": 6.0, "compiled": 1.5}
+    text = summary(Solution(blocks, 2.0), [], "compiled", timings, {"original": 9_000}, "plan")
     assert re.findall("<strong>(.*?)</strong> (.*?)</p>", text) == [
         ("All hold", "(block0 to block1)"),
         ("In order", "(block2)"),
