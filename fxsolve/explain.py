@@ -55,7 +55,7 @@ def said(candidate: Candidate) -> str:
     expected = "" if candidate.expected is None else f"{candidate.expected * 1e3:.2f} ms expected"
     if candidate.seconds is not None:
         beside = f" ({expected})" if expected else ""
-        sweeps = f"{candidate.sweeps} sweeps, " if candidate.sweeps is not None else ""
+        sweeps = f"{candidate.sweeps} sweep{'s' * (candidate.sweeps != 1)}, " if candidate.sweeps is not None else ""
         memory = f"{size_text(candidate.memory)}, " if candidate.memory is not None else ""
         return f"tried {candidate.solver}: {candidate.seconds * 1e3:.2f} ms{beside}, {sweeps}{memory}{candidate.note}"
     return f"not tried {candidate.solver}: {expected}" if expected else f"tried {candidate.solver}: -, {candidate.note}"

@@ -21,14 +21,12 @@ from fxsolve.bits import same_bits
 from fxsolve.cost import RECENT, Phase, call_count, predicted
 from fxsolve.errors import ScheduleError
 from fxsolve.fixed_point import LoweredFixedPoint, all_finite
-from fxsolve.ir import CONST, STACKED, FixedPoint, Recurrence
+from fxsolve.ir import CONST, FixedPoint, Recurrence
 from fxsolve.lowered import LoweredRecurrence
 from fxsolve.passes.causality import Proof, prove
-from fxsolve.passes.looped import looped
 from fxsolve.passes.noise import pinned
 from fxsolve.passes.probe import probe_bits, unstable_op
 from fxsolve.passes.readable import generated
-from fxsolve.passes.reuse import reuse
 from fxsolve.passes.sink import sink
 from fxsolve.passes.slots import fixed_point
 from fxsolve.plan import Plan, Runner, Tensors
@@ -38,6 +36,7 @@ from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import GaussSeidel, Jacobi, Solver
 from fxsolve.timing import seconds_of
 from fxsolve.trials import CHECKS, BreakEven, Trials
+from fxsolve.walk_in_order import WalkInOrder
 
 if TYPE_CHECKING:
     from fxsolve.fixed_point_gradient import FixedPointGradient
@@ -72,7 +71,7 @@ class BlockRunner(Runner):
         self.recent: deque[BlockSolution] = deque(maxlen=RECENT)  # of the last calls, but for the first
         self.break_even: BreakEven | None = None
         self.in_order = generated(block.step)
-        self.walk = looped(reuse(block.step), block.carries, STACKED, last=True)
+        self.walk: WalkInOrder | None = None
         self.recurrence: LoweredRecurrence | None = None
         self.fixed: LoweredFixedPoint | None = None
         self.repeat: LoweredRepeat | None = None
@@ -193,22 +192,17 @@ class BlockRunner(Runner):
 
     def run_in_order(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
         """Gauss-Seidel with the recorded step: eager's own calls and shapes."""
-        block = self.block
-        order = slice(None, None, -1 if block.reverse else None)
-        rows = list(zip(*[x.unbind(0) for x in stacked], strict=True))[order] if stacked else [()] * block.length
-        indices = list(zip(*block.table, strict=True))[order] if block.table else [()] * block.length
-        carry, outputs = self.walk(initial, rows, indices, consts)
-        outputs = outputs[::-1] if block.reverse else outputs
-        stacks = [torch.stack(column) for column in zip(*outputs, strict=True)]
+        self.walk = self.walk or WalkInOrder(self.block)
+        values = self.walk(initial, stacked, consts)
         figures = {
             "sweeps": 1,
-            "steps": block.length,
-            "frontier": (block.length,),
+            "steps": self.block.length,
+            "frontier": (self.block.length,),
             "residual": 0.0,
             "contraction": None,
             "certificate": "in order",
         }
-        return (*carry, *stacks), figures
+        return values, figures
 
     def one_step(self, t: int, carry: Tensors, stacked: Tensors, consts: Tensors) -> Sequence[torch.Tensor]:
         """(new carries.., outputs..) of the step that comes t-th: the calls that were recorded, at their own shapes."""

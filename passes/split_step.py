@@ -8,11 +8,12 @@ all T at once afterwards (readouts), in any schedule. Only `core` is solved for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import fx
 
-from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Recurrence, is_getitem, placeholders, results
+from fxsolve.ir import CARRY, CONST, INDEX, STACKED, Recurrence, calls, is_getitem, placeholders, results
 from fxsolve.passes.graphs import copy_nodes, depending_on, needed_for, placeholder_like
 
 NAME = "split step"
@@ -37,13 +38,13 @@ class SplitStep:
     outputs: tuple[tuple[str, int], ...]
 
 
-def split_step(block: Recurrence) -> SplitStep:
-    """The parts of a recurrence's step."""
+def split_step(block: Recurrence, goes_ahead: Callable[[fx.Node], bool] = lambda call: True) -> SplitStep:
+    """The parts of a recurrence's step; a call that does not go ahead is kept with those that need the state."""
     graph = block.step
     carries = placeholders(graph, CARRY)
     returned = results(graph)
     new_carries, outputs = returned[: block.carries], returned[block.carries :]
-    stateful = depending_on(graph, carries)
+    stateful = depending_on(graph, [*carries, *(n for n in calls(graph) if not goes_ahead(n))])
     core = needed_for(new_carries, lambda n: n in stateful and n.op == "call_function")
     core |= {n for n in stateful if is_getitem(n) and n.args[0] in core}  # parts of a result stay with it
     late = needed_for(outputs, lambda n: n in stateful and n.op == "call_function") - core
@@ -116,9 +117,11 @@ class Parts:
         return graph
 
 
-def inputs_apart(block: Recurrence) -> tuple[fx.Graph, Recurrence]:
+def inputs_apart(
+    block: Recurrence, goes_ahead: Callable[[fx.Node], bool] = lambda call: True
+) -> tuple[fx.Graph, Recurrence]:
     """`pre`, and the rest of the step as a block whose stacked inputs are the values of `pre`."""
-    split = split_step(block)
+    split = split_step(block, goes_ahead)
     graph, env = fx.Graph(), {}
     for node in placeholders(block.step, CARRY):
         env[node.name] = placeholder_like(graph, node, node.name)

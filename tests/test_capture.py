@@ -94,6 +94,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch's own
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name_and_line(name: str) -> None:
     """The call itself is not disturbed: its result is eager's."""

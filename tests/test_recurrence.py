@@ -290,6 +290,7 @@ LIBRARY = {
 FORMS: list[dict[str, Any]] = [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False}]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's own
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: " ".join(f) or "plain")
 @pytest.mark.parametrize("name", LIBRARY)
 def test_library_modules(name: str, form: dict[str, Any]) -> None:
@@ -307,6 +308,7 @@ def test_library_modules_forced(name: str) -> None:
     assert LENGTH - 1 <= block.equations <= LENGTH
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LIBRARY)
 def test_library_modules_with_state_and_unbatched(name: str) -> None:
     torch.manual_seed(0)

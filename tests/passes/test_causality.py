@@ -461,6 +461,7 @@ def test_the_probe_sees_bits_change() -> None:
 # ---------------------------------------------------------------- random programs
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # torch's own
 @pytest.mark.parametrize("first", range(0, 320, 40))
 def test_never_a_false_proof(first: int, record_property: Callable[[str, object], None]) -> None:
     """For each element of each result: the abstract index is at least the true one."""
