@@ -270,6 +270,8 @@ class Recorder(TorchDispatchMode):
         if number is None:
             if tensor.is_quantized:
                 raise CaptureError(f"a quantized tensor at {self.where()}; only dense tensors are compiled")
+            if tensor.is_meta:
+                raise CaptureError(f"a tensor on the meta device at {self.where()}, which holds no values to compute with")
             number = types(TensorType.of(tensor))
             types.index[key] = number
         return number

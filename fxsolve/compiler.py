@@ -28,6 +28,7 @@ from fxsolve.schedule import GIVE_UP_AFTER
 from fxsolve.shell import KINDS, Calls, Patience, Straight, kind_of
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
+from fxsolve.surroundings import why_original
 from fxsolve.verify import same_generators, same_results
 
 COMPILES = threading.RLock()  # a first call changes what is torch's own: one at a time
@@ -55,6 +56,8 @@ class Compiler:
         self.last: Entry | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # dynamo reads this function, and goes on with the original
+            return self.fn(*args, **kwargs)
         if self.straight:
             straight = self.straight.get(kind_of(args, kwargs))
             if straight is not None and straight.calls.left > 0:
@@ -64,11 +67,14 @@ class Compiler:
         start = time.perf_counter()
         if recording():
             return self.fn(*args, **kwargs)  # inside another compiled callable's first call: part of that program
+        reason = why_original()
+        if reason is not None:
+            return self.not_compiled(reason, args, kwargs, start)
         try:
             key = signature(args, kwargs)
         except CaptureError as error:
             self.warn(str(error))
-            return self.not_compiled(str(error), Patience().more(), args, kwargs)
+            return self.passed_on(str(error), Patience().more(), args, kwargs)
         entry, changed = self.entries.get(key), None
         if entry is not None:
             try:
@@ -80,9 +86,9 @@ class Compiler:
         if self.may_wait and self.newcomers.has_to_wait(key):
             self.newcomers.reason = self.newcomers.reason or why_they_wait(self.entries, changed)
             self.warn(self.newcomers.reason)
-            return self.not_compiled(self.newcomers.reason, Calls(0), args, kwargs)
+            return self.passed_on(self.newcomers.reason, Calls(0), args, kwargs)
         if not COMPILES.acquire(blocking=False):
-            return self.not_compiled("another first call was under way on another thread", Calls(0), args, kwargs)
+            return self.passed_on("another first call was under way on another thread", Calls(0), args, kwargs)
         try:
             with progress("first call of this kind: recording, compiling, choosing"):
                 return FirstCall(self, key, args, kwargs, start).run()
@@ -209,7 +215,14 @@ class Compiler:
 
     # -- what can go wrong ------------------------------------------------------------------------
 
-    def not_compiled(self, reason: str, calls: Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def not_compiled(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        """The original's result, for this call alone."""
+        self.warn(reason)
+        result = self.fn(*args, **kwargs)
+        self.solution = Solution((), time.perf_counter() - start, reason)
+        return result
+
+    def passed_on(self, reason: str, calls: Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The original's result for a call of which nothing is known, and after it for so many calls of its kind."""
         entry = Entry(Guards((), {}), None, f"the original runs: {reason}")
         return self.run_original(Straight(entry, calls, reason), args, kwargs)

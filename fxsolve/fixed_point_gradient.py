@@ -28,6 +28,7 @@ from fxsolve.prims import SlotView
 from fxsolve.solution import BlockSolution, NotSolved
 from fxsolve.solvers import Jacobi, drive
 from fxsolve.training import Solve, Solved, scaled, split
+from fxsolve.walk_in_order import Stepwise
 
 if TYPE_CHECKING:
     from fxsolve.schedule import BlockRunner
@@ -43,6 +44,7 @@ class FixedPointGradient:
         if any(n.meta["type"].dtype.is_complex for n in [*placeholders(block.step, CARRY), *results(block.step)]):
             raise NotDifferentiable("it computes with complex numbers")
         self.block = self.forward = block
+        self.stepwise = Stepwise(block)
         self.known: Linearized | None = None
         self.checked: tuple[Proof | None, list[bool]] = (None, [])
         self.solution: BlockSolution | None = None  # of the last backward

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxsolve.errors import CaptureError, VerificationError
+from fxsolve.errors import VerificationError
 from fxsolve.ir import CARRY, INDEX, STACKED, Program, Recurrence, TensorType, placeholders, results
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.adjoint import adjoint
@@ -30,6 +30,8 @@ from fxsolve.passes.reuse import reuse
 from fxsolve.passes.split_step import inputs_apart
 from fxsolve.plainly import plainly
 from fxsolve.solvers import Solver
+from fxsolve.surroundings import transformed
+from fxsolve.walk_in_order import Stepwise
 
 if TYPE_CHECKING:
     from fxsolve.fixed_point_gradient import FixedPointGradient
@@ -70,6 +72,7 @@ class BlockGradient:
     def __init__(self, block: Recurrence, runner_of: type[BlockRunner], forced: Solver | None, exactness: str) -> None:
         pre, self.block = inputs_apart(replace(block, step=absorb(without_gaps(block.step))))
         block = self.block
+        self.stepwise = Stepwise(block)
         self.inputs = generated(batch_step(pre, [n.name for n in placeholders(pre, STACKED, INDEX)], block.length))
         self.indices: dict[torch.device, list[torch.Tensor]] = {}
         self.adjoint = adjoint(block)
@@ -140,7 +143,7 @@ class Solve(torch.autograd.Function):
         ctx: Any, gradient: BlockGradient | FixedPointGradient, runner: BlockRunner, *given: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         solved = gradient.solved(runner, given, ctx.needs_input_grad[2:])
-        ctx.source, ctx.count, ctx.pull = gradient.block.source, len(given), solved.backward
+        ctx.gradient, ctx.count, ctx.pull = gradient, len(given), solved.backward
         ctx.save_for_backward(*given, *solved.kept)
         results = tuple(handed_out(v, solved.kept) for v in solved.results)
         ctx.mark_non_differentiable(*[v for v, real in zip(results, solved.real, strict=True) if not real])
@@ -148,15 +151,28 @@ class Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
-        if torch.is_grad_enabled():
-            raise CaptureError(
-                f"gradients of gradients (create_graph=True) do not go through the compiled loop at {ctx.source}; "
-                f"call the original function where they are needed"
-            )
-        saved = ctx.saved_tensors
+        given, kept, wanted = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :], ctx.needs_input_grad[2:]
         with plainly():
-            found = ctx.pull(saved[: ctx.count], saved[ctx.count :], cotangents, ctx.needs_input_grad[2:])
-        return (None, None, *found)
+            if torch.is_grad_enabled() or transformed(cotangents) or not any(bool(c.any()) for c in cotangents):
+                return (None, None, *by_eagers_calls(ctx.gradient, given, cotangents, wanted))
+            return (None, None, *ctx.pull(given, kept, cotangents, wanted))
+
+
+def by_eagers_calls(
+    gradient: BlockGradient | FixedPointGradient, given: Tensors, cotangents: Tensors, wanted: Sequence[bool]
+) -> list[Any]:
+    """The gradients by autograd's own walk through the steps, one after another: where these are to be differentiated
+    themselves (create_graph=True), come in batches (is_grads_batched=True), or are exactly zero.
+    """
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [x.view_as(x) if w else x for x, w in zip(given, wanted, strict=True)]  # one tensor may be given twice
+        values = gradient.stepwise(*split(gradient.block, inputs))
+    pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
+    asked = [x for x, w in zip(inputs, wanted, strict=True) if w]
+    ours, theirs = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ours, asked, theirs, create_graph=create, allow_unused=True))
+    return [next(found) if w else None for w in wanted]
 
 
 def split(block: Recurrence, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:

@@ -83,6 +83,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "batch norm in training": (nn.BatchNorm1d(6), "running statistics"),
     "sparse": (lambda x: torch.eye(4).to_sparse() @ x, "sparse"),
     "quantized": (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8).dequantize(), "quantized"),
+    "meta": (lambda x: x.to("meta").cumsum(0).shape[0] * x, "on the meta device"),
     "subclass": (lambda x: x.as_subclass(Wrapped) * 2, "Wrapped"),
     "conjugate": (lambda x: torch.complex(x, x).conj() * 2, "_conj"),
     "resized result": (resized, "another shape"),

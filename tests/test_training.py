@@ -264,12 +264,39 @@ def test_autocast() -> None:
     solved(compiled)
 
 
-def test_double_backward_is_refused_by_name() -> None:
-    compiled = fxsolve.compile(looped(nn.RNNCell(D, D).double()), solver=BLOCKS)
+def test_gradients_of_gradients() -> None:
+    cell = nn.RNNCell(D, D).double()
+    fn = looped(cell)
+    compiled = fxsolve.compile(fn, solver=BLOCKS)
+    x, h = (a.requires_grad_() for a in arguments())
+    wanted = [x, h, *cell.parameters()]
+
+    def second(run: Callable[..., Any]) -> list[Tensor]:
+        first = torch.autograd.grad(run(x, h)[0].pow(2).sum(), wanted, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), wanted)]
+
+    compiled(x, h)
+    for ours, theirs in zip(second(compiled), second(fn), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+    solved(compiled)
+    assert torch.autograd.gradgradcheck(compiled, (x[:20].detach().requires_grad_(), h))
+
+
+def test_batched_and_zero_cotangents() -> None:
+    fn = looped(nn.RNNCell(D, D).double())
+    compiled = fxsolve.compile(fn, solver=BLOCKS)
     x, h = (a.requires_grad_() for a in arguments())
     compiled(x, h)
-    with pytest.raises(fxsolve.CaptureError, match="create_graph"):
-        torch.autograd.grad(compiled(x, h)[0].sum(), x, create_graph=True)
+    many = torch.eye(D, dtype=torch.float64)
+    ours, theirs = (
+        torch.autograd.grad(run(x, h)[0][-1].sum(0), (x, h), many, is_grads_batched=True) for run in (compiled, fn)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == (D, *b.shape[1:]) and torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+    result = compiled(x, h)[0]
+    for gradient in torch.autograd.grad(result, (x, h), torch.zeros_like(result)):
+        assert not gradient.any()
+    solved(compiled)
 
 
 def custom(x: Tensor, h: Tensor) -> Tensor:
