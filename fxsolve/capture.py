@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import operator
 import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -45,6 +47,8 @@ SWEEP_AFTER = 64  # storages
 READABLE = 1 << 16  # elements of a tensor whose contents may be guarded
 
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+FIXED = (int, float, complex, str, bytes, type(None), type, slice, range, Enum, np.generic)  # they hold nothing that may change
+FIXED += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 @dataclass(frozen=True)
@@ -505,7 +509,7 @@ def recording() -> bool:
 
 def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], known: dict[str, torch.Tensor]) -> Recording:
     """Runs `fn(*args, **kwargs)` once, for real, and returns its result with the tape of what it did."""
-    flat, _ = pytree.tree_flatten((args, kwargs))
+    flat, structure = pytree.tree_flatten((args, kwargs))
     arguments = [(i, a) for i, a in enumerate(flat) if isinstance(a, torch.Tensor)]
     recorder = Recorder(arguments, known)
     outside = other_random_states()
@@ -520,7 +524,16 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         recorder.refusal = recorder.refusal or f"the call gives {replaced[0]} other storage (an assignment to .data)"
     if written := recorder.read_and_written():
         recorder.refusal = recorder.refusal or f"Python reads numbers out of {written[0]}, which the call writes"
+    now, structure_now = pytree.tree_flatten((args, kwargs))
+    if structure_now != structure or not all(map(operator.is_, now, flat)):
+        changes = "the call changes a list or dict among its arguments, which a replay would not repeat"
+        recorder.refusal = recorder.refusal or changes
     leaves, spec = pytree.tree_flatten(result)
+    if (odd := next((x for x in leaves if not isinstance(x, (torch.Tensor, *FIXED))), None)) is not None:
+        recorder.refusal = recorder.refusal or (
+            f"the result holds a {type(odd).__name__}, which a replay would not make anew: return tensors in tuples, lists or "
+            f"dicts, or tell torch how the class is taken apart (torch.export.register_dataclass)"
+        )
     statics = tuple(Mark.TENSOR if isinstance(x, torch.Tensor) else x for x in leaves)
     results = [x for x in leaves if isinstance(x, torch.Tensor)]
     if recorder.refusal is None:

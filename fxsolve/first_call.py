@@ -34,8 +34,8 @@ from fxsolve.refused import side_effects, untrainable
 from fxsolve.runners import plan_key, scheduled, set_slack
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
-from fxsolve.training import coarsest, compare_gradients, gradients
-from fxsolve.verify import same_generators, same_results
+from fxsolve.training import gradients
+from fxsolve.verify import same_generators, same_gradients, same_results
 
 if TYPE_CHECKING:
     from fxsolve.compiler import Compiler
@@ -110,7 +110,7 @@ class FirstCall:
             if self.options.verify != "never" and (self.options.solvers or not in_order(executable)):
                 self.compare(executable, values)
                 if trains:
-                    compare_gradients(values, leaves, tensors_of(recording.result), coarsest(program))
+                    same_gradients(program, values, leaves, tensors_of(recording.result))
             if isinstance(grown, Padded):
                 set_slack(grown, tape, executable, leaves)
             entry.spec = None if recording.spec == LEAF_SPEC else recording.spec

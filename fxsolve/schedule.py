@@ -313,6 +313,10 @@ class BlockRunner(Runner):
             return self.sequential(
                 "exactness='bitwise': float recurrences reach eager's bits only after about T sweeps, so it stays in order"
             )
+        if self.block.carries and not any(x.numel() for x in initial):
+            if self.forced is not None:
+                raise NotSolved(f"the state of the loop at {self.block.source} is empty, so there is nothing to solve")
+            return self.sequential("the state is empty")
         lowered = LoweredRecurrence(self.block, self.floor, self.linear)
         if self.block.carries and not lowered.continuous and (self.forced is None or isinstance(self.forced, GaussSeidel)):
             return self.sequential("the state is discrete or passes a discontinuous op, so only eager's bits will do")

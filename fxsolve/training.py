@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxsolve.errors import VerificationError
-from fxsolve.ir import CARRY, INDEX, STACKED, Program, Recurrence, TensorType, placeholders, results
+from fxsolve.ir import CARRY, INDEX, STACKED, Recurrence, placeholders, results
 from fxsolve.passes.absorb import absorb
 from fxsolve.passes.adjoint import adjoint
 from fxsolve.passes.batch_step import batch_step
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 Tensors = Sequence[torch.Tensor]
 Backward = Callable[[Tensors, Tensors, Tensors, Sequence[bool]], list[Any]]
 FLOOR = 1 / 16  # eps of the largest cotangent: what lies below is noise in a gradient that sums over all steps
-FAR = 1024.0  # eps, relative to the largest element: gradients are sums over many steps,
-LEAST = 0.25  # which eager itself rounds at every step in bfloat16, until they no longer grow
 
 
 def with_states(block: Recurrence) -> Recurrence:
@@ -208,21 +205,3 @@ def gradients(results: Tensors, inputs: Tensors) -> list[torch.Tensor | None]:
     return list(torch.autograd.grad(outputs, wanted, cotangents, retain_graph=True, allow_unused=True))
 
 
-def coarsest(program: Program) -> float:
-    """The largest eps of the floating-point types that a program computes in."""
-    graphs = [program.graph, *(b.step for b in program.blocks.values() if isinstance(b, Recurrence))]
-    kinds = [kind for graph in graphs for node in graph.nodes if isinstance(kind := node.meta.get("type"), TensorType)]
-    return max(torch.finfo(kind.dtype).eps for kind in kinds if kind.dtype.is_floating_point)
-
-
-def compare_gradients(values: Tensors, leaves: Tensors, eager: Tensors, eps: float) -> None:
-    """Our gradients against those of the recorded run, computed with a precision of eps. Raises VerificationError."""
-    bound = min(FAR * eps, LEAST)
-    for number, (ours, theirs) in enumerate(zip(gradients(values, leaves), gradients(eager, leaves), strict=True)):
-        if (ours is None) != (theirs is None):
-            raise VerificationError(f"gradient {number} is missing, or not zero as the original's")
-        if ours is None or theirs is None:
-            continue
-        gap, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
-        if not gap <= bound * scale + 64 * FLOOR * eps:  # the cotangents are of the order of one
-            raise VerificationError(f"gradient {number} differs from the original's by {gap:.3g} of {scale:.3g}")

@@ -1,16 +1,21 @@
-"""The first call's check: a compiled program's results, and the random generators it leaves, beside the original's."""
+"""The checks against the original: a compiled program's results, writes and gradients, and the generators it leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import fx
 
 from fxsolve.bits import same_bits
 from fxsolve.codegen import Executable
 from fxsolve.errors import VerificationError
+from fxsolve.ir import Chain, Program, Recurrence, TensorType, results
+from fxsolve.passes.graphs import needed_for
+from fxsolve.training import FLOOR, gradients
 
-TRAJECTORY = 1024.0  # eps, relative to the largest result: readouts amplify what the state's certificate bounds
+FAR = 1024.0  # eps, relative to the largest element: readouts amplify what the state's certificate bounds, gradients are sums,
+MOST = 0.25  # which eager itself rounds at every step in bfloat16, until they no longer grow
 
 
 def same_generators(expected: Sequence[tuple[torch.Generator, torch.Tensor]]) -> None:
@@ -30,23 +35,21 @@ def same_results(
     """Raises VerificationError unless results, and what the program writes, are as the original left them (`leaves`): in bits
     if they have to be, or where only bitwise blocks were solved; else to rounding.
     """
-    program = executable.program
-    plans = [r.plan for r in executable.runners.values()]
+    program, plans = executable.program, [r.plan for r in executable.runners.values()]
     exact = bits or exactness == "bitwise" or (exactness == "auto" and all(p is None or p.bitwise for p in plans))
-    compared = [(f"result {number}", *pair) for number, pair in enumerate(zip(values, eager, strict=False))]
-    compared = [each for each, out in zip(compared, program.outputs, strict=True) if out.leaf not in program.mutated]
-    for number, content in zip(program.mutated, values[len(program.outputs) :], strict=False):
+    expected = {n: (f"result {n}", theirs) for n, theirs in enumerate(eager) if program.outputs[n].leaf not in program.mutated}
+    for n, number in enumerate(program.mutated, len(program.outputs)):
         leaf = program.leaves[number]
-        compared.append((f"what is written to {leaf.kind} {leaf.name}", content, leaves[number]))
-    for name, ours, theirs in compared:
-        problem = difference(ours, theirs, exact)
+        expected[n] = f"what is written to {leaf.kind} {leaf.name}", leaves[number]
+    for n, (name, theirs) in expected.items():
+        problem = difference(values[n], theirs, exact, coarsest(program, [results(program.graph)[n]]))
         if problem is not None:
             blocks = ", ".join(f"{r.block.name} ({r.block.source})" for r in executable.runners.values())
             raise VerificationError(f"{name} differs from the original's: {problem}; blocks: {blocks}")
 
 
-def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> str | None:
-    """What is wrong with a result, or None."""
+def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool, eps: float) -> str | None:
+    """What is wrong with a result that was computed with a precision of eps, or None."""
     ours, theirs = ours.detach(), theirs.detach()
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return f"{tuple(ours.shape)} {ours.dtype} instead of {tuple(theirs.shape)} {theirs.dtype}"
@@ -59,5 +62,29 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> str | N
         return "the non-finite elements are not the same"
     gap = (ours[finite] - theirs[finite]).abs().max() if bool(finite.any()) else torch.zeros(())
     scale = theirs[finite].abs().max().clamp(min=1.0) if bool(finite.any()) else torch.ones(())
-    allowed = TRAJECTORY * torch.finfo(theirs.dtype).eps * float(scale)
+    allowed = min(FAR * eps, MOST) * float(scale)
     return None if float(gap) <= allowed else f"by {float(gap):.3g}, more than {allowed:.3g}"
+
+
+def coarsest(program: Program, wanted: Iterable[fx.Node]) -> float:
+    """The largest eps of the floating-point types in which some values of a program are computed."""
+    nodes = needed_for(wanted)
+    blocks = [program.blocks[str(node.target)] for node in nodes if node.op == "call_module"]
+    inside = [n for block in blocks if isinstance(block, Recurrence | Chain) for n in block.body.nodes]
+    kinds = [kind for node in [*nodes, *inside] if isinstance(kind := node.meta.get("type"), TensorType)]
+    return max((torch.finfo(kind.dtype).eps for kind in kinds if kind.dtype.is_floating_point), default=0.0)
+
+
+def same_gradients(
+    program: Program, values: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]
+) -> None:
+    """Raises VerificationError unless our gradients are those of the recorded run."""
+    eps = coarsest(program, results(program.graph))
+    for number, (ours, theirs) in enumerate(zip(gradients(values, leaves), gradients(eager, leaves), strict=True)):
+        if (ours is None) != (theirs is None):
+            raise VerificationError(f"gradient {number} is missing, or not zero as the original's")
+        if ours is None or theirs is None:
+            continue
+        gap, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+        if not gap <= min(FAR * eps, MOST) * scale + 64 * FLOOR * eps:  # the cotangents are of the order of one
+            raise VerificationError(f"gradient {number} differs from the original's by {gap:.3g} of {scale:.3g}")

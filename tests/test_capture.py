@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import random
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,6 +116,47 @@ def test_refused_by_name_and_line(name: str) -> None:
         assert "test_capture.py:" in recording.refusal, recording.refusal
     if isinstance(wanted, Tensor) and wanted.layout is torch.strided:
         assert torch.equal(recording.result, wanted)
+
+
+@dataclass
+class Holding:
+    tensor: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap", [Holding, lambda h: {h}, lambda h: (row for row in h), lambda h: lambda: h, lambda h: SimpleNamespace(h=h)]
+)
+def test_objects_in_results_are_not_replayed(wrap: Callable[[Tensor], Any]) -> None:
+    """A replay would hand out the first call's object again."""
+    recording = record(lambda x: (x * 2, {"more": wrap(x + 1)}), (X,), {}, {})
+    assert recording.refusal is not None
+    assert re.match("the result holds a .*return tensors in tuples, lists or dicts", recording.refusal)
+    fixed = (None, 1, 2.5, "text", torch.float32, torch.Size([2]), Stopped, X.device, slice(3), np.float32(2))
+    recording = record(lambda x: (x * 2, {"more": [x + 1, *fixed]}), (X,), {}, {})
+    assert recording.refusal is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state, x: state.update(h=x),
+        lambda state, x: state.update(new=x),
+        lambda state, x: state.pop("h"),
+        lambda state, x: state["deep"].append(x),
+        lambda state, x: operator.setitem(state["deep"], 0, x),
+        lambda state, x: operator.setitem(state, "k", 2),
+    ],
+)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_containers_among_the_arguments_are_not_written_by_a_replay(change: Callable[..., Any], by_name: bool) -> None:
+    def program(x: Tensor, state: dict[str, Any]) -> Tensor:
+        y = x + state["h"] * state["k"]
+        change(state, y)
+        return y * 2
+
+    state = {"h": X + 1, "k": 1, "deep": [X + 2]}
+    recording = record(program, (X,) if by_name else (X, state), {"state": state} if by_name else {}, {})
+    assert recording.refusal == "the call changes a list or dict among its arguments, which a replay would not repeat"
 
 
 def in_place_mask(x: Tensor) -> Tensor:

@@ -483,3 +483,20 @@ def test_bitwise_recurrences_stay_in_order_and_say_so() -> None:
     with torch.no_grad():
         assert_same_bits(ours, module(inputs(256, 1, INPUTS)))
     assert "bitwise" in compiled.explain() and "in order" in compiled.explain()
+
+
+@pytest.mark.parametrize("solver", ["auto", GaussSeidel()])
+def test_an_empty_batch(solver: Any) -> None:
+    compiled = fxsolve.compile(lambda x: looped_over(x), solver=solver)
+    for _ in range(3):
+        assert compiled(torch.randn(80, 0, 4)).shape == (80, 0, 4)
+    with pytest.warns(fxsolve.FallbackWarning, match="the state of the loop at .*test_recurrence.py:.* is empty"):
+        fxsolve.compile(looped_over, solver=JacobiGS(16))(torch.randn(80, 0, 4))
+
+
+def looped_over(x: Tensor) -> Tensor:
+    h, out = torch.zeros_like(x[0]), []
+    for t in range(x.shape[0]):
+        h = torch.tanh(0.5 * h + x[t])
+        out.append(h)
+    return torch.stack(out)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxsolve
 from fxsolve.codegen import Executable
 from fxsolve.verify import difference
-from tests.checking import assert_close, assert_same_bits
+from tests.checking import EPS, assert_close, assert_same_bits
 
 BLOCKS = fxsolve.JacobiGS(block=32)
 IN_ORDER = fxsolve.GaussSeidel()
@@ -258,15 +258,40 @@ def test_what_is_written_is_written_once(monkeypatch: pytest.MonkeyPatch, wrong:
 
 def test_differences() -> None:
     one, nan, inf = torch.ones(3), torch.tensor([1.0, float("nan"), 1.0]), torch.tensor([1.0, float("inf"), 1.0])
-    assert difference(one, one.clone(), True) is None
-    assert difference(nan, nan.clone(), True) is None
-    assert difference(-torch.zeros(2), torch.zeros(2), True) == "0 of 2 elements are not equal bit for bit"
-    assert difference(-torch.zeros(2), torch.zeros(2), False) is None
-    assert difference(one, torch.ones(2), False) == "(3,) torch.float32 instead of (2,) torch.float32"
-    assert difference(one, one.double(), False) == "(3,) torch.float32 instead of (3,) torch.float64"
-    assert difference(one, nan, False) == "the non-finite elements are not the same"
-    assert difference(nan, inf, False) == "the non-finite elements are not the same"
-    assert difference(-inf, inf, False) == "the non-finite elements are not the same"
-    assert difference(torch.tensor([1, 2]), torch.tensor([1, 3]), False) == "1 of 2 elements are not equal bit for bit"
-    assert difference(one + 1e-5, one, False) is None
-    assert difference(one + 1e-3, one, False) == "by 0.001, more than 0.000122"
+    assert difference(one, one.clone(), True, EPS) is None
+    assert difference(nan, nan.clone(), True, EPS) is None
+    assert difference(-torch.zeros(2), torch.zeros(2), True, EPS) == "0 of 2 elements are not equal bit for bit"
+    assert difference(-torch.zeros(2), torch.zeros(2), False, EPS) is None
+    assert difference(one, torch.ones(2), False, EPS) == "(3,) torch.float32 instead of (2,) torch.float32"
+    assert difference(one, one.double(), False, EPS) == "(3,) torch.float32 instead of (3,) torch.float64"
+    assert difference(one, nan, False, EPS) == "the non-finite elements are not the same"
+    assert difference(nan, inf, False, EPS) == "the non-finite elements are not the same"
+    assert difference(-inf, inf, False, EPS) == "the non-finite elements are not the same"
+    assert difference(torch.tensor([1, 2]), torch.tensor([1, 3]), False, EPS) == "1 of 2 elements are not equal bit for bit"
+    assert difference(one + 1e-5, one, False, EPS) is None
+    assert difference(one + 1e-3, one, False, EPS) == "by 0.001, more than 0.000122"
+    assert difference(one + 1e-3, one, False, 2.0**-8) is None, "bfloat16 rounds more than that"
+    assert difference(one + 0.3, one, False, 2.0**-8) == "by 0.3, more than 0.25"
+
+
+def test_what_is_computed_in_low_precision_may_differ_by_more() -> None:
+    """A float32 result of a loop that autocast runs in bfloat16."""
+    torch.manual_seed(0)
+    cell = nn.GRUCell(4, 8)
+
+    def run(x: Tensor) -> Tensor:
+        h, out = torch.zeros(x.shape[1], 8), []
+        for t in range(x.shape[0]):
+            h = cell(x[t], h)
+            out.append(h)
+        return torch.stack(out)
+
+    compiled, x = fxsolve.compile(run, solver=BLOCKS), torch.randn(200, 3, 4)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        compiled(x)
+        ours, theirs = compiled(x), run(x)
+        assert compiled.solution.fallback is None
+    with torch.no_grad():
+        exact = run(x)
+    assert ours.dtype == theirs.dtype == torch.float32
+    assert float((ours - exact).abs().max()) <= 2 * float((theirs - exact).abs().max()) < 0.1
