@@ -59,6 +59,7 @@ class FirstCall:
         """The original's result."""
         compiler, clock = self.compiler, Clock(self.timings)
         guards = Guards.collect(self.fn, self.args, self.kwargs)
+        iterators = guards.iterators
         before = generator_states(self.flat)
         self.recording = recording = record(self.fn, self.args, self.kwargs, guards.tensors())
         clock("record", recording)
@@ -67,7 +68,7 @@ class FirstCall:
             guards = Guards.collect(self.fn, self.args, self.kwargs).without(changed)
         guards = guards.with_contents(recording.read_out).with_places(recording.parts)
         self.entry = entry = compiler.last = Entry(guards, None, "")
-        effects = side_effects(changed, self.fn)
+        effects = side_effects(changed, iterators)
         if changed and effects is not None and recording.refusal is None and self.key not in compiler.unsettled:
             compiler.unsettled.add(self.key)
             entry.choice = f"the original ran: {effects}; the next call tells whether that was once only"

@@ -34,6 +34,7 @@ class Guards:
     def __init__(self, watches: Sequence[Watch], tensors: Mapping[str, torch.Tensor]) -> None:
         self._watches = tuple(watches)
         self._tensors = dict(tensors)
+        self.iterators: list[str] = []  # by name: those that the code may take from
         self._check: Callable[[], bool] | None = None
 
     @staticmethod
@@ -46,7 +47,9 @@ class Guards:
             if not isinstance(value, torch.Tensor) and not is_plain(value):
                 walk.visit(value, f"argument {position}")
         walk.settle()
-        return Guards(walk.watches, walk.tensors)
+        guards = Guards(walk.watches, walk.tensors)
+        guards.iterators = walk.iterators()
+        return guards
 
     def check(self) -> str | None:
         """None when everything still holds, else a sentence that names what changed."""

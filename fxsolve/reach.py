@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import io
 import os
 import site
 import sys
@@ -61,6 +62,8 @@ class Walk:
     def __init__(self, home: str = "") -> None:
         self.watches: list[Watch] = []
         self.tensors: dict[str, torch.Tensor] = {}
+        self._iterators: list[str] = []
+        self._read: set[str] = set()  # attributes that code reads
         self._home = home
         self._seen: dict[int, Any] = {}
         self._globals: set[tuple[int, str]] = set()
@@ -86,6 +89,12 @@ class Walk:
                 for key in members.take(self._mentioned):
                     self._member(members, key)
                     more = True
+
+    def iterators(self) -> list[str]:
+        """The names of iterators that the code may take from: nothing tells how far they are."""
+        reflects = not REFLECTION.isdisjoint(self._mentioned)
+        anyway = ("closure ", "argument ", "global ")
+        return [name for name in self._iterators if reflects or name.startswith(anyway) or last_name(name) in self._read]
 
     def place(self, name: str, owner: Any, access: str, value: Any, depth: int = 0) -> None:
         """Watch a place that holds `value`, and what can be read through it."""
@@ -188,6 +197,12 @@ class Walk:
     def _class(self, value: type, name: str, depth: int) -> None:
         self._members_of(value, name)
 
+    def _iterator(self, value: Iterator[Any], name: str, depth: int) -> None:
+        if hasattr(value, "__dict__"):  # a user's own, which keeps what it knows in attributes
+            self._object(value, name, depth)
+        elif not isinstance(value, io.IOBase):
+            self._iterators.append(name)
+
     def _python_module(self, value: types.ModuleType, name: str, depth: int) -> None:
         if self._is_user(value.__name__):
             self._members.append(_Members(name, vars(value)))
@@ -198,6 +213,7 @@ class Walk:
             self.place(f"{name}.{key}", vars(value), f"o[{key!r}]", item)
         if not self._is_user(value.__globals__.get("__name__", "__main__")):
             return
+        self._watch(name, vars(value), KEYS, frozenset(vars(value)), "keys")
         self._watch(f"{name}'s code", value, "o.__code__", value.__code__, "identity")
         self._defaults(value)
         for code in _codes(value.__code__):
@@ -228,6 +244,8 @@ class Walk:
         """The globals that a code object loads, and the Python modules that it imports."""
         for instruction in dis.get_instructions(code):
             key = instruction.argval
+            if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                self._read.add(key)
             if instruction.opname == "IMPORT_NAME" and key in sys.modules:
                 self.visit(sys.modules[key], key)
             loads = instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and key in scope
@@ -263,6 +281,7 @@ class Walk:
         (types.ModuleType, _python_module),
         (Mapping, _mapping),
         ((list, tuple, deque), _sequence),
+        (Iterator, _iterator),
         (object, _object),
     )
 
@@ -313,6 +332,11 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _codes(constant)
+
+
+def last_name(name: str) -> str:
+    """The attribute or global that a place is called by: `model.loader[0]` --> `loader`."""
+    return name.split()[-1].rpartition(".")[2].partition("[")[0]
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:

@@ -247,6 +247,95 @@ def test_an_iterator_in_the_closure() -> None:
         assert_close(quiet(lambda: ours(x_of())), theirs(x_of()))
 
 
+NUMBERS = iter(range(1000))
+
+
+class Taking(nn.Module):
+    """Takes from an iterator that it holds, or just holds it."""
+
+    def __init__(self, takes: bool) -> None:
+        super().__init__()
+        self.numbers, self.takes = iter(range(1000)), takes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return steps_with(lambda h, x: 0.5 * h + x * self.factor())(x)
+
+    def factor(self) -> int:
+        return 1
+
+
+class Taken(Taking):
+    def factor(self) -> int:
+        return next(self.numbers)
+
+
+def test_iterators_elsewhere() -> None:
+    ours, theirs = fxsolve.compile(Taken(True)), Taken(True)
+    with pytest.warns(fxsolve.FallbackWarning, match="can take from an iterator, model.numbers, which"):
+        for _ in range(4):
+            assert_close(ours(x_of()), theirs(x_of()))
+    held = fxsolve.compile(Taking(False), solver=fxsolve.JacobiGS(8))
+    for _ in range(3):  # it is not taken from: no code mentions it
+        assert_close(held(x_of()), Taking(False)(x_of()))
+    assert held.solution.fallback is None
+
+    def from_global(x: Tensor) -> Tensor:
+        return steps_with(lambda h, x: 0.5 * h + x)(x) * next(NUMBERS)
+
+    compiled, plain = fxsolve.compile(from_global), steps_with(lambda h, x: 0.5 * h + x)(x_of())
+    for number in range(4):
+        assert_close(quiet(lambda: compiled(x_of())), plain * number)
+
+    def from_argument(x: Tensor, numbers: Any) -> Tensor:
+        return steps_with(lambda h, x: 0.5 * h + x)(x) * next(numbers)
+
+    compiled, numbers = fxsolve.compile(from_argument), iter(range(9))
+    for number in range(4):
+        assert_close(quiet(lambda: compiled(x_of(), numbers)), plain * number)
+
+
+def test_attributes_of_functions() -> None:
+    def counting(x: Tensor) -> Tensor:
+        counting.calls = getattr(counting, "calls", 0) + 1  # type: ignore[attr-defined]
+        return steps_with(lambda h, x: 0.5 * h + x)(x) * counting.calls  # type: ignore[attr-defined]
+
+    compiled, plain = fxsolve.compile(counting), steps_with(lambda h, x: 0.5 * h + x)(x_of())
+    for number in range(1, 5):
+        assert_close(quiet(lambda: compiled(x_of())), plain * number)
+
+
+def test_results_that_hold_objects_are_each_calls_own() -> None:
+    class Out:
+        def __init__(self, last: Tensor) -> None:
+            self.last = last
+
+    def run(x: Tensor) -> tuple[Tensor, Out]:
+        h = steps_with(lambda h, x: 0.5 * h + x)(x)
+        return h, Out(h + 1)
+
+    compiled = fxsolve.compile(run)
+    for k in range(1, 4):
+        ours, theirs = quiet(lambda: compiled(k * x_of())), run(k * x_of())  # noqa: B023
+        assert_close(ours[0], theirs[0])
+        assert_close(ours[1].last, theirs[1].last)
+
+
+def test_states_that_are_handed_over_in_a_dict() -> None:
+    def run(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+        h = state["h"]
+        for t in range(x.shape[0]):
+            h = 0.5 * h + x[t]
+        state["h"] = h
+        return h * 2
+
+    compiled = fxsolve.compile(run)
+    ours, theirs = ({"h": torch.zeros(2, 4)} for _ in range(2))
+    for _ in range(4):
+        x = torch.randn(8, 2, 4)
+        assert_close(quiet(lambda: compiled(x, ours)), run(x, theirs))  # noqa: B023
+        assert_close(ours["h"], theirs["h"])
+
+
 def test_sparse_quantized_and_odd_arguments() -> None:
     def run(x: Tensor, extra: Any) -> Tensor:
         h = torch.zeros(2, 4)
