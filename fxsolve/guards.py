@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fxsolve.hidden import state_of
 from fxsolve.plainly import plainly
 from fxsolve.reach import Walk
 from fxsolve.watch import CONTENTS, Watch, compile_check, digest, is_plain
@@ -35,6 +36,7 @@ class Guards:
         self._watches = tuple(watches)
         self._tensors = dict(tensors)
         self.iterators: list[str] = []  # by name: those that the code may take from
+        self._hidden: list[tuple[str, Any, Any]] = []  # names, objects, and the states that they had
         self._check: Callable[[], bool] | None = None
 
     @staticmethod
@@ -49,6 +51,7 @@ class Guards:
         walk.settle()
         guards = Guards(walk.watches, walk.tensors)
         guards.iterators = walk.iterators()
+        guards._hidden = [(name, value, state_of(value)) for name, value in walk.hidden]
         return guards
 
     def check(self) -> str | None:
@@ -62,7 +65,8 @@ class Guards:
 
     def changes(self) -> tuple[str, ...]:
         """The names of all that changed since the guards were collected."""
-        return tuple([name for watch in self._watches if not watch.holds() for name in watch.changed_names()])
+        names = [name for watch in self._watches if not watch.holds() for name in watch.changed_names()]
+        return (*names, *[name for name, value, state in self._hidden if state_of(value) != state])
 
     def without(self, names: Iterable[str]) -> Guards:
         """The guards less those on `names` and on what is reached through them."""

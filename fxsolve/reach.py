@@ -8,6 +8,7 @@ installed packages are not walked, except for the package that the callable itse
 
 from __future__ import annotations
 
+import array
 import dis
 import functools
 import io
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch.nn.modules import module as torch_module
 
+from fxsolve.hidden import HIDDEN
 from fxsolve.watch import CLASS, CONTENTS, KEYS, METADATA, Watch, digest, is_plain, snapshot
 
 OBJECT_DEPTH = 6  # of attributes of plain objects, counted from the nearest module or function
@@ -62,6 +64,7 @@ class Walk:
     def __init__(self, home: str = "") -> None:
         self.watches: list[Watch] = []
         self.tensors: dict[str, torch.Tensor] = {}
+        self.hidden: list[tuple[str, Any]] = []  # objects whose state is in no attribute
         self._iterators: list[str] = []
         self._read: set[str] = set()  # attributes that code reads
         self._home = home
@@ -203,6 +206,12 @@ class Walk:
         elif not isinstance(value, io.IOBase):
             self._iterators.append(name)
 
+    def _bytes(self, value: bytearray | memoryview | array.array[Any], name: str, depth: int) -> None:
+        self._watch(name, value, "bytes(o)", bytes(value), "contents")
+
+    def _hidden(self, value: Any, name: str, depth: int) -> None:
+        self.hidden.append((name, value))
+
     def _python_module(self, value: types.ModuleType, name: str, depth: int) -> None:
         if self._is_user(value.__name__):
             self._members.append(_Members(name, vars(value)))
@@ -282,6 +291,8 @@ class Walk:
         (Mapping, _mapping),
         ((list, tuple, deque), _sequence),
         (Iterator, _iterator),
+        ((bytearray, memoryview, array.array), _bytes),
+        (HIDDEN, _hidden),
         (object, _object),
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import math
+import queue
 import random
 import warnings
 from collections.abc import Callable
@@ -292,6 +294,61 @@ def test_iterators_elsewhere() -> None:
     compiled, numbers = fxsolve.compile(from_argument), iter(range(9))
     for number in range(4):
         assert_close(quiet(lambda: compiled(x_of(), numbers)), plain * number)
+
+
+def queue_of(numbers: Any) -> queue.Queue[int]:
+    made: queue.Queue[int] = queue.Queue()
+    made.queue.extend(numbers)
+    return made
+
+
+def next_of(buffer: Any) -> int:
+    buffer[0] += 1
+    return buffer[0]
+
+
+HELD: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "random.Random": (lambda: random.Random(0), lambda r: r.random()),
+    "numpy Generator": (lambda: np.random.default_rng(0), lambda r: float(r.random())),
+    "numpy RandomState": (lambda: np.random.RandomState(0), lambda r: float(r.rand())),
+    "queue": (lambda: queue_of(range(9)), lambda q: q.get()),
+    "bytearray": (lambda: bytearray(1), next_of),
+    "memoryview": (lambda: memoryview(bytearray(1)), next_of),
+    "array": (lambda: array.array("i", [0]), next_of),
+    "numpy array": (lambda: np.zeros(1, dtype=np.int64), next_of),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_objects_that_each_call_changes(kind: str) -> None:
+    make, draw = HELD[kind]
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = make()
+
+        def forward(self, x: Tensor, draws: bool = True) -> Tensor:
+            h = steps_with(lambda h, x: 0.5 * h + x)(x)
+            return h * draw(self.held) if draws else h
+
+    module, other = Holding(), Holding()
+    compiled = fxsolve.compile(module, solver=fxsolve.JacobiGS(8))
+    with pytest.warns(fxsolve.FallbackWarning, match="the call itself changes model.held"):
+        for _ in range(4):
+            assert_close(compiled(x_of()), other(x_of()))
+    quietly = fxsolve.compile(module, solver=fxsolve.JacobiGS(8))
+    for _ in range(3):
+        assert_close(quietly(x_of(), draws=False), module(x_of(), draws=False))
+    assert quietly.solution.fallback is None
+
+
+def test_buffers_of_bytes_that_change_outside() -> None:
+    scale = bytearray(b"\1")
+    compiled, plain = fxsolve.compile(steps_with(lambda h, x: 0.5 * h + x * scale[0])), steps_with(lambda h, x: 0.5 * h + x)
+    for value in (1, 1, 3, 3, 2):
+        scale[0] = value
+        assert_close(compiled(x_of()), plain(x_of()) * value)
 
 
 def test_attributes_of_functions() -> None:
