@@ -14,6 +14,7 @@ import torch
 from fxsolve.compiler import Compiler, Options
 from fxsolve.errors import FxsolveError
 from fxsolve.plan_file import PlanFile
+from fxsolve.reach import Wrapper
 from fxsolve.solution import Solution
 from fxsolve.solvers import Solver
 
@@ -73,7 +74,7 @@ def compile(
     return compiled
 
 
-class Compiled:
+class Compiled(Wrapper):
     """What compiled modules and functions offer beside being called."""
 
     _compiler: Compiler

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Executable:
         self.runners = dict(runners)
         self.module = fx.GraphModule(dict(runners), readable(program.graph))
         self.run = self.module.forward
-        self.fetch = [(leaf.position, leaf.tensor) for leaf in program.leaves]
+        self.fetch: list[tuple[int, torch.Tensor]] = [(leaf.position, leaf.tensor) for leaf in program.leaves]
         self.on_gpu = any(leaf.tensor.is_cuda for leaf in program.leaves)  # calls return before they are done
         self.strides: list[tuple[int, ...]] = []
         self.copied: frozenset[int] = frozenset()
@@ -118,6 +119,14 @@ class Executable:
             if whole != number:
                 self.shared[number] = (whole, offset_in(eager[number], eager[whole]))
 
+    def forget_arguments(self) -> None:
+        """Lets go of the first call's arguments: their shapes and types are all that matters from now on."""
+        leaves = [
+            replace(leaf, tensor=nothing_like(leaf.tensor)) if leaf.position >= 0 else leaf for leaf in self.program.leaves
+        ]
+        self.program = replace(self.program, leaves=tuple(leaves))
+        self.fetch = [(leaf.position, leaf.tensor) for leaf in leaves]
+
     def source(self) -> str:
         """The generated Python: the program, then each block's equations."""
         parts = ["# the program", plain_sight(self.module.code, self.runners, self.program.leaves)]
@@ -128,6 +137,11 @@ class Executable:
             )
             parts.append(fx.GraphModule({}, readable(runner.block.body)).code.strip())
         return "\n\n".join(parts)
+
+
+def nothing_like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape and type, with the memory of one element."""
+    return torch.empty(1, dtype=tensor.dtype, device=tensor.device).as_strided(tensor.shape, (0,) * tensor.dim())
 
 
 def offset_in(part: torch.Tensor, whole: torch.Tensor) -> int:

@@ -129,6 +129,9 @@ class FirstCall:
             entry.executable = None
             return self.keep_original(reason)
         finally:
+            for executable in (entry.executable, entry.rejected):
+                if executable is not None:
+                    executable.forget_arguments()
             compiler.entries[self.key] = entry  # now that it is whole: another thread may come with the same kind of call
             set_generator_states(after)
 

@@ -58,6 +58,12 @@ GLOBAL_HOOKS = tuple(
 DESCRIPTORS = (((classmethod, staticmethod), "__func__"), (property, "fget"), (functools.cached_property, "func"))
 
 
+class Wrapper:
+    """A callable that computes what another one computes, as compiled ones do: the other one is walked instead."""
+
+    _compiler: Any
+
+
 class Walk:
     """The watches and the named tensors of everything reached from the values that were visited."""
 
@@ -152,6 +158,9 @@ class Walk:
                 self._mapping(item, f"{name}.{key}", depth)
             elif key not in MODULE_IGNORED:
                 self.place(f"{name}.{key}", attributes, f"o[{key!r}]", item)
+
+    def _wrapper(self, value: Wrapper, name: str, depth: int) -> None:
+        self.visit(value._compiler.fn, name, depth)
 
     def _script(self, value: torch.jit.ScriptModule, name: str, depth: int) -> None:
         self._watch(f"{name}.training", value, "o.training", value.training, "value")
@@ -280,6 +289,7 @@ class Walk:
 
     RULES: ClassVar[tuple[tuple[Any, Callable[..., None]], ...]] = (
         (torch.Tensor, _tensor),
+        (Wrapper, _wrapper),
         (torch.jit.ScriptModule, _script),
         (torch.nn.Module, _module),
         (types.FunctionType, _function),

@@ -15,6 +15,8 @@ from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from fxsolve.memory import Held
+
 CHECKPOINT = "torch.utils.checkpoint"
 
 
@@ -33,8 +35,9 @@ def why_original() -> str | None:
     if torch._C._get_tracing_state() is not None:
         return "it is called inside of torch.jit.trace, which takes the original's operations down"
     if torch._C._len_torch_dispatch_stack():
-        names = ", ".join(type(mode).__name__ for mode in _get_current_dispatch_mode_stack())
-        return f"it is called inside of {names}, which sees the original's operations"
+        kinds = [type(mode) for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, Held)]
+        if kinds:
+            return f"it is called inside of {kinds[-1].__name__}, which sees the original's operations"
     if torch.is_grad_enabled():
         hooks = _top_saved_tensors_default_hooks(True)
         if hooks is not None and getattr(hooks[0], "__module__", None) == CHECKPOINT:

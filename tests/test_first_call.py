@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -56,3 +60,24 @@ def test_arguments_are_written_once_a_call() -> None:
     for number in range(1, 5):
         assert_close(compiled(x, seen), program(x, other))
         assert seen.item() == number
+
+
+@pytest.mark.parametrize("solver", ["auto", fxsolve.JacobiGS(32), fxsolve.GaussSeidel()], ids=str)
+def test_arguments_and_results_are_let_go_of(solver: Any) -> None:
+    def program(x: Tensor) -> Tensor:
+        h, out = x[0], []
+        for t in range(1, x.shape[0]):
+            h = torch.tanh(0.5 * h + x[t])
+            out.append(h)
+        return torch.stack(out)
+
+    compiled = fxsolve.compile(program, solver=solver)
+    for _ in range(3):
+        x = torch.randn(200, 2, 4)
+        result = compiled(x)
+        assert_close(result, program(x))
+        alive = weakref.ref(x), weakref.ref(result)
+        del x, result
+        gc.collect()
+        assert alive[0]() is None and alive[1]() is None
+    assert "argument 0" in compiled.source

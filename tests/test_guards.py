@@ -480,3 +480,18 @@ def looped(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     for _ in range(12):
         x = 0.5 * model(x) + x.sum() * 0.01
     return x
+
+
+def test_compiled_callables_inside_are_what_they_stand_for() -> None:
+    """What they note for themselves, call by call, is no change of the outer program; what the original holds is."""
+    inner = nn.Linear(2, 2)
+    inner.scale = 2.0  # type: ignore[assignment]
+    compiled = fxsolve.compile(inner)
+    outer = nn.Sequential(compiled)
+    guards = Guards.collect(outer)
+    assert {id(t) for t in guards.tensors().values()} == {id(p) for p in inner.parameters()}
+    for rows in (1, 2, 3):
+        compiled(torch.ones(rows, 2))
+        assert guards.check() is None and not guards.changes()
+    inner.scale = 3.0  # type: ignore[assignment]
+    assert "scale was 2.0, is 3.0" in (guards.check() or "")

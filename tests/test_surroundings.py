@@ -161,3 +161,22 @@ def test_jacobians_of_autograd() -> None:
         assert torch.allclose(ours, theirs, atol=1e-6)
     hessians = [torch.autograd.functional.hessian(lambda y, fn=fn: fn(y).pow(2).sum(), X[:4, :1]) for fn in (compiled, leaky)]  # type: ignore[misc]
     assert torch.allclose(*hessians, atol=1e-5)
+
+
+def test_a_compiled_callable_inside_of_another_says_nothing() -> None:
+    """Neither while the outer one is recorded, nor while its memory is counted."""
+    inner = fxsolve.compile(leaky)
+    x = torch.randn(600, 1, 4)
+    for _ in range(3):
+        inner(x)
+
+    def outer(x: Tensor) -> Tensor:
+        h = inner(x)[-1]
+        for t in range(600):
+            h = torch.tanh(0.5 * h + x[t])
+        return h
+
+    compiled = fxsolve.compile(outer)
+    for _ in range(3):
+        assert_close(compiled(x), outer(x))
+    assert "held at a time: original " in compiled.explain()
