@@ -113,6 +113,7 @@ def assert_sampled_alike(compiled: object, seed: int, size: int = 2) -> None:
 
 def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fxsolve.first_call, "PAYS", math.inf)  # what is tested is not the machine's speed
+    monkeypatch.setattr(fxsolve.drift, "AT_A_GLANCE", math.inf)
     compiled = fxsolve.compile(a_sampler)
     with torch.no_grad():
         compiled(2)
