@@ -102,6 +102,9 @@ def exact(call: fx.Node, length: int) -> bool:
     for kind in kinds if isinstance(kinds, tuple) else (kinds,):
         if not isinstance(kind, TensorType) or kind.dtype.is_complex or math.prod(kind.shape) * length > LARGEST:
             return False
+    operands = [kind for node in call.all_input_nodes if isinstance(kind := node.meta.get("type"), TensorType)]
+    if len({kind.device for kind in operands}) > 1:  # a number on the CPU beside tensors on a GPU
+        return False
     if call.target in SUMS:  # x + a * y rounds once or twice, as the place in a vector has it
         return len(call.args) < 3 and call.kwargs.get("alpha", 1) in (1, 1.0)
     return call.target in VIEWS or call.target in COPIES or call.target in ROUND_CORRECTLY

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from fxsolve.bits import same_bits
-from fxsolve.ir import CARRY, CONST, STACKED, Recurrence, calls, contiguous_stride, placeholders, to_text
-from fxsolve.passes.ahead import LARGEST, ahead
+from fxsolve.ir import CARRY, CONST, STACKED, Recurrence, TensorType, calls, contiguous_stride, placeholders, to_text
+from fxsolve.passes.ahead import LARGEST, ahead, exact
 from fxsolve.passes.hoist_invariants import hoist_invariants
 from fxsolve.passes.hoist_noise import hoist_noise
 from fxsolve.walk_in_order import WalkInOrder
@@ -132,6 +132,17 @@ def test_what_lies_otherwise_in_memory_stays() -> None:
     kinds = [node.meta["type"] for node in placeholders(rest.step, STACKED)]
     assert all(kind.stride == contiguous_stride(kind.shape) for kind in kinds), to_text(rest.step)
     agrees(block, 0)
+
+
+def test_operands_on_two_devices_stay() -> None:
+    for device, goes in (("cuda", False), ("cpu", True)):
+        graph = fx.Graph()
+        x, y = graph.placeholder("x0"), graph.placeholder("c0")
+        x.meta["type"] = TensorType((2, 4), (4, 1), torch.float32, torch.device("cpu"))
+        y.meta["type"] = TensorType((), (), torch.float32, torch.device(device))
+        product = graph.call_function(torch.ops.aten.mul.Tensor, (x, y))
+        product.meta["type"] = x.meta["type"]
+        assert exact(product, T) == goes
 
 
 def test_large_results_stay() -> None:
