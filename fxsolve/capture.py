@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -35,6 +34,7 @@ from fxsolve.ir import TensorType
 from fxsolve.literals import literal_lists
 from fxsolve.op_plan import VIEWS_IN_PLACE, OpPlan, refusal_of_call
 from fxsolve.tape import Cell, Leaf, Mark, Output, Tape
+from fxsolve.watch import ATOMS
 
 aten = torch.ops.aten
 TORCH_DIRECTORY = str(Path(torch.__file__).parent)
@@ -47,8 +47,6 @@ SWEEP_AFTER = 64  # storages
 READABLE = 1 << 16  # elements of a tensor whose contents may be guarded
 
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
-FIXED = (int, float, complex, str, bytes, type(None), type, slice, range, Enum, np.generic)  # they hold nothing that may change
-FIXED += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 @dataclass(frozen=True)
@@ -529,7 +527,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         changes = "the call changes a list or dict among its arguments, which a replay would not repeat"
         recorder.refusal = recorder.refusal or changes
     leaves, spec = pytree.tree_flatten(result)
-    if (odd := next((x for x in leaves if not isinstance(x, (torch.Tensor, *FIXED))), None)) is not None:
+    if (odd := next((x for x in leaves if not isinstance(x, (torch.Tensor, type, *ATOMS))), None)) is not None:
         recorder.refusal = recorder.refusal or (
             f"the result holds a {type(odd).__name__}, which a replay would not make anew: return tensors in tuples, lists or "
             f"dicts, or tell torch how the class is taken apart (torch.export.register_dataclass)"

@@ -167,6 +167,8 @@ def by_eagers_calls(
         values = gradient.stepwise(*split(gradient.block, inputs))
     pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
     asked = [x for x, w in zip(inputs, wanted, strict=True) if w]
+    if not pairs:  # what is wanted reaches no result
+        return [None] * len(wanted)
     ours, theirs = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(ours, asked, theirs, create_graph=create, allow_unused=True))
     return [next(found) if w else None for w in wanted]

@@ -152,7 +152,8 @@ class Trials:
     def weigh(self, finalists: list[Setting]) -> None:
         """How much memory each of them holds at a time. (CUDA graphs hold what is not seen.)"""
         if self.device.type == "cpu":
-            self.memory = {solver: held_by(lambda: self.attempt(solver)) for solver, _ in finalists}  # noqa: B023
+            solvers = dict.fromkeys(solver for solver, _ in finalists)
+            self.memory = {solver: held_by(lambda: self.attempt(solver)) for solver in solvers}  # noqa: B023
 
     def once(self, setting: Setting) -> float:
         solver, self.lowered.threads = setting
