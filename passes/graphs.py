@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from torch import fx
 
+from fxsolve.ir import results
+
 
 def copy_nodes(graph: fx.Graph, nodes: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
     """Copies nodes in order into `graph`; `env` maps old nodes to new ones and grows."""
@@ -39,3 +41,20 @@ def needed_for(wanted: Iterable[fx.Node], inside: Callable[[fx.Node], bool] = la
             found.add(node)
             pending += [n for n in node.all_input_nodes if inside(n)]
     return found
+
+
+def parted(graph: fx.Graph, moving: Iterable[fx.Node]) -> tuple[fx.Graph, fx.Graph]:
+    """(what does not depend on the `moving` placeholders, the rest): the second takes them, then what the first returns."""
+    moving = list(moving)
+    depends = depending_on(graph, moving)
+    still = [n for n in graph.nodes if n not in depends and n.op != "output"]
+    handed_on = [n for n in still if any(u in depends or u.op == "output" for u in n.users)]
+    first, second = fx.Graph(), fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    copy_nodes(first, still, env)
+    first.output(tuple(env[n] for n in handed_on))
+    env = {n: placeholder_like(second, n, n.name) for n in moving}
+    env |= {n: placeholder_like(second, n, f"u{i}") for i, n in enumerate(handed_on)}
+    copy_nodes(second, [n for n in graph.nodes if n in depends and n not in env], env)
+    second.output(tuple(env[n] for n in results(graph)))
+    return first, second

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxsolve
 from fxsolve import GaussSeidel, GSJacobi, Jacobi, JacobiGS
-from fxsolve.chain import ChainRunner, Layer, Sweeps
+from fxsolve.chain import ChainRunner
+from fxsolve.layers import Layer, Sweeps
 from fxsolve.solvers import Solver, drive
+from fxsolve.together import Seconds, Together
 from tests.checking import assert_certified, assert_same_bits, assert_to_rounding, doubled, later_call
 from tests.passes.random_layers import random_network
 from tests.passes.test_chain import W, block_of, found, residual
@@ -185,7 +189,7 @@ def test_without_a_solver_layers_run_in_order_and_explain_says_why() -> None:
             assert_same_bits(compiled(x), net(x))
     text = compiled.explain(devices=4)
     assert "Chain of" in text and "solver: GaussSeidel()" in text
-    assert "one device evaluates the layers one after another" in text
+    assert "on one device no other order of sweeps pays" in text
     assert "Jacobi() on 4 devices, simulated: " in text
 
 
@@ -207,6 +211,7 @@ def test_predictions_of_more_devices_follow_from_the_layers() -> None:
     runner.seconds, runner.tests, runner.looks = ([s] * runner.block.length for s in (2.0, 0.5, 1.0))
     runner.far.clear()
     assert runner.sweeps is not None
+    runner.together, runner.sweeps.at_once = [], {}
     evaluated = [sum(map(len, blocks)) for blocks in runner.sweeps.rounds]
     looked = sum(evaluated[n] for n in runner.sweeps.looked)
     assert runner.predicted(1) == pytest.approx(2.5 * sum(evaluated) + looked)
@@ -216,6 +221,97 @@ def test_predictions_of_more_devices_follow_from_the_layers() -> None:
     for twice in (2.0, 2.0, 50.0):
         runner.follow(twice * (2.5 * sum(evaluated) + looked))
     assert runner.scale == pytest.approx(2.0) and runner.predicted(2) == pytest.approx(2.0 * halves), "as the last calls took"
+
+
+@pytest.fixture(params=["plain", "fused"])
+def always_together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whatever programs take, one of them is timed as the quickest."""
+    seconds = {"plain": Seconds(1e-9, 1.0, 0.0, 0.0), "fused": Seconds(2e-9, 1e-9, 0.0, 0.0)}[request.param]
+
+    def timed(self: Together, states: list[Tensor], consts: list[Tensor]) -> Together:
+        self.seconds = seconds
+        return self
+
+    monkeypatch.setattr(Together, "timed", timed)
+    return request.param
+
+
+@pytest.mark.usefixtures("always_together")
+@pytest.mark.parametrize("seed", range(60))
+def test_layers_together(seed: int) -> None:
+    net, shape = random_network(seed)
+    solver = (Jacobi(), GSJacobi(3))[seed % 2]
+    compiled = fxsolve.compile(net, solver=solver)
+    x = torch.randn(shape)
+    ours = later_call(compiled, [x], [torch.randn(shape)])
+    assert_certified(compiled, solver)
+    (block,), (runner,) = compiled.solution.blocks, compiled._compiler.last.executable.runners.values()
+    assert isinstance(runner, ChainRunner) and runner.sweeps is not None
+    assert 0 in runner.sweeps.at_once
+    assert block.sweeps <= block.equations and all(a < b for a, b in pairwise(block.frontier))
+    assert block.frontier[-1] == block.equations
+    with torch.no_grad():
+        eager = net(x.clone())
+        if block.residual == 0.0:
+            assert_same_bits(ours, eager)
+        assert_to_rounding(ours, eager, net.double()(doubled(x)))
+
+
+@pytest.mark.usefixtures("always_together")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_values_are_eagers_together_too(value: float) -> None:
+    net, shape = random_network(1)
+    x = torch.randn(shape)
+    x.view(-1)[0] = value
+    ours = later_call(fxsolve.compile(net, solver=Jacobi()), [x], [torch.randn(shape)])
+    assert_same_bits(ours.isnan(), net(x).isnan())
+
+
+@pytest.mark.usefixtures("always_together")
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("solver", [Jacobi(), JacobiGS(2), GSJacobi(2)], ids=str)
+def test_to_the_last_bit_nothing_is_fused(seed: int, solver: Solver) -> None:
+    net, shape = random_network(seed)
+    compiled = fxsolve.compile(net, solver=solver, exactness="bitwise")
+    x = torch.randn(shape)
+    assert_same_bits(later_call(compiled, [x], [torch.randn(shape)]), net(x))
+    (runner,), (block,) = compiled._compiler.last.executable.runners.values(), compiled.solution.blocks
+    assert isinstance(runner, ChainRunner) and not any(t.fuse or t.pays for t in runner.together)
+    assert block.residual == 0.0 and block.sweeps <= block.equations
+
+
+@pytest.mark.usefixtures("always_together")
+def test_new_weights_are_laid_side_by_side_again() -> None:
+    net, shape = random_network(2)
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    x = torch.randn(shape)
+    later_call(compiled, [x], [torch.randn(shape)])
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.5)
+        ours, eager = compiled(x), net(x.clone())
+        assert_certified(compiled, Jacobi())
+        assert_to_rounding(ours, eager, net.double()(doubled(x)))
+
+
+def test_one_program_is_one_piece_of_work_for_a_device_and_many_for_several(always_together: str) -> None:
+    net, shape = random_network(0)
+    compiled = fxsolve.compile(net, solver=Jacobi())
+    later_call(compiled, [torch.randn(shape)])
+    (runner,) = compiled._compiler.last.executable.runners.values()
+    assert isinstance(runner, ChainRunner) and runner.sweeps is not None
+    (together,) = runner.together
+    assert 0 in runner.sweeps.at_once
+    count = runner.block.length
+    runner.seconds, runner.tests, runner.looks = ([s] * count for s in (2.0, 0.5, 1.0))
+    preparing = 1.5 if always_together == "fused" else 0.0
+    together.seconds = Seconds(4.0, 3.0, preparing, 0.0) if preparing else Seconds(3.0, 4.0, preparing, 0.0)
+    runner.far.clear()
+    runner.sweeps.rounds = [[[n] for n in range(count)], [[n] for n in range(1, count)]]
+    runner.sweeps.at_once, runner.sweeps.looked = {0: 3.0}, {1}
+    assert runner.predicted(1) == pytest.approx(preparing + 3.0 + 0.5 * count + 3.5 * (count - 1))
+    assert runner.predicted(1000) == pytest.approx(preparing + 2.5 + 3.5)
+    assert "a sweep of all layers: " in compiled.explain() and "with like layers as one call" in compiled.explain()
 
 
 def test_with_gradients_the_original_runs() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from fxsolve.chain import ChainRunner, Sweeps
+from fxsolve.chain import ChainRunner
 from fxsolve.ir import FixedPoint, TensorType, placeholders
+from fxsolve.layers import Sweeps
 from fxsolve.plan import Runner
 from fxsolve.schedule import BlockRunner
 from fxsolve.solution import BlockSolution

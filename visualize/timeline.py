@@ -96,7 +96,10 @@ def layers(name: str, runner: ChainRunner, devices: int, start: float) -> Iterat
             yield Bar(name, "layers in order", 0, start, start + seconds * scale)
             start += seconds * scale
         return
-    for number, costs in enumerate(runner.costs()):
+    if runner.preparing:
+        yield Bar(name, "weights laid side by side", 0, start, start + runner.preparing)
+        start += runner.preparing
+    for number, costs in enumerate(runner.costs(devices)):
         free = [start] * min(devices, max(1, len(costs)))
         for cost in sorted(costs, reverse=True):
             device = min(range(len(free)), key=free.__getitem__)
