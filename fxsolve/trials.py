@@ -77,7 +77,8 @@ class Trials:
         first = next((b for b in self.coarse if self.attempt(solver_of(b))), 0)
         near = [b for b in BLOCKS if first / 2 < b <= 4 * first and SHORTEST * b <= self.length]
         checks = [GaussSeidel(c) for c in CHECKS if 2 * c <= self.length]
-        candidates: list[Solver] = [*map(solver_of, near), *[c for c in checks if self.attempt(c)][:1]]
+        walked = next((c for c in checks if self.attempt(c)), None)
+        candidates: list[Solver] = [*map(solver_of, near), *([walked] if walked else [])]
         if near:
             around, step, until_met = self.measured(first, near[-1])
             candidates = self.promising(candidates, around, step, until_met)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -14,6 +15,8 @@ from torch.fx.node import map_aggregate
 from fxsolve.ir import TensorType, contiguous_stride
 from fxsolve.passes.batching import FIXED, FOLD, LEAD, Call, Form, Value, aten, parameters, plain, rule_of
 
+SMALL = 1 << 20  # numbers in a tensor
+
 
 @dataclass
 class Batcher:
@@ -23,14 +26,12 @@ class Batcher:
     count: int
     device: torch.device
     source: str = ""
-    fakes: dict[fx.Node, Any] = field(default_factory=dict)
     moved: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = field(default_factory=dict)
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """A new call; its type is found by running it on meta tensors."""
+        """A new call; its type is found by running it on stand-ins."""
         node = self._call(target, args, kwargs)
-        self.fakes[node] = fake = self._run_meta(node)
-        node.meta["type"] = self._type_of(fake)
+        node.meta["type"] = self._type_of(self._run_on_stand_ins(node))
         return node
 
     def emit_lead(
@@ -80,7 +81,6 @@ class Batcher:
     def value(self, node: fx.Node, type: TensorType, form: Form) -> Value:
         """The node as a value, once its shape and dtype are checked to be what the form says."""
         node.meta["type"] = self._settled(node, node.meta.get("type"), type, form)
-        self.fakes.pop(node, None)
         return Value(node, type, form)
 
     def values(self, node: fx.Node, types: Sequence[Any], forms: Form | Sequence[Form]) -> tuple[Any, ...]:
@@ -90,7 +90,6 @@ class Batcher:
         node.meta["type"] = tuple(
             None if type is None else self._settled(node, *item) for type, item in zip(types, zip(got, types, forms))
         )
-        self.fakes.pop(node, None)
         return tuple(
             None if type is None else self.value(self.emit(getitem, node, i), type, form)
             for i, (type, form) in enumerate(zip(types, forms, strict=True))
@@ -167,21 +166,30 @@ class Batcher:
             self.moved[node, shape] = self.emit(target, node, list(shape))
         return self.moved[node, shape]
 
-    def _run_meta(self, node: fx.Node) -> Any:
-        """The result of a call on meta tensors, or None where an argument or the op itself has no meta form."""
+    def _run_on_stand_ins(self, node: fx.Node) -> Any:
+        """The result of a call on tensors of its operands' types, or None where one is not known or the op has no meta form.
+
+        Most of torch's meta kernels are Python, whose first use in a process imports torch's compiler for seconds. So what
+        is small is computed on the CPU.
+        """
+        types: list[Any] = []
+        fx.map_arg((node.args, node.kwargs), lambda n: types.append(n.meta.get("type")))
+        if all(math.prod(kind.shape) <= SMALL for kind in _tensors_in(types)):
+            try:
+                return self._run(node, "cpu")
+            except _NoMeta:
+                return None
+            except RuntimeError:  # no such kernel, or none for zeros
+                pass
         try:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), self._fake_of)
-            with torch.no_grad():
-                return node.target(*to_meta(args), **to_meta(kwargs))  # type: ignore[operator]
+            return self._run(node, "meta")
         except (NotImplementedError, _NoMeta):
             return None
 
-    def _fake_of(self, node: fx.Node) -> Any:
-        if node not in self.fakes:
-            self.fakes[node] = _fake(node.meta.get("type"))
-        if self.fakes[node] is None:
-            raise _NoMeta
-        return self.fakes[node]
+    def _run(self, node: fx.Node, device: str) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _stand_in(n.meta.get("type"), device))
+        with torch.no_grad():
+            return node.target(*on_device(args, device), **on_device(kwargs, device))  # type: ignore[operator]
 
     def _type_of(self, fake: Any) -> Any:
         if isinstance(fake, torch.Tensor):
@@ -199,14 +207,26 @@ class _NoMeta(Exception):
     """An argument's type is not known before the program runs."""
 
 
-def _fake(type: Any) -> Any:
-    if isinstance(type, tuple):
-        return tuple(_fake(item) for item in type)
-    if type is None:
-        return None
-    return torch.empty_strided(type.shape, type.stride, dtype=type.dtype, device="meta")
+def _tensors_in(kind: Any) -> Iterator[TensorType]:
+    if isinstance(kind, list | tuple):
+        for item in kind:
+            yield from _tensors_in(item)
+    elif kind is not None:
+        yield kind
 
 
-def to_meta(argument: Any) -> Any:
-    """An argument with every device in it replaced by meta."""
-    return map_aggregate(argument, lambda a: torch.device("meta") if isinstance(a, torch.device) else a)
+def _stand_in(kind: Any, device: str) -> Any:
+    """A tensor of zeros, or one without values, of that type; of a tuple one of each."""
+    if isinstance(kind, tuple):
+        return tuple(None if item is None else _stand_in(item, device) for item in kind)
+    if kind is None:
+        raise _NoMeta
+    if device == "meta":
+        return torch.empty_strided(kind.shape, kind.stride, dtype=kind.dtype, device=device)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(kind.shape, kind.stride, strict=True))
+    return torch.zeros(max(0, span), dtype=kind.dtype).as_strided(kind.shape, kind.stride)
+
+
+def on_device(argument: Any, device: str) -> Any:
+    """An argument with every device in it replaced by that one."""
+    return map_aggregate(argument, lambda a: torch.device(device) if isinstance(a, torch.device) else a)
