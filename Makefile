@@ -26,12 +26,12 @@ endif
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
-	$(PY) -m examples.rnn.run
-	$(PY) -m examples.rnn.train
+	$(PY) -m examples.rnn.run --seconds 15
+	$(PY) -m examples.rnn.train --steps 8
 	$(PY) -m examples.made.run
 	$(PY) -m examples.densenet.run
 	$(PY) -m examples.flows.run
-	$(PY) -m examples.pixelcnnpp.run
+	$(PY) -m examples.pixelcnnpp.run --side 16
 	@echo "what was compiled, and how it was solved, one page a system:"
 	@ls -1 $(REPORTS)
 

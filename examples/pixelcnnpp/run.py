@@ -1,6 +1,6 @@
 """Sample a trained PixelCNN++ with its own double loop as it is, and through fxsolve: the same images, bit for bit.
 
-    python -m examples.pixelcnnpp.run [--small | --full] [--device cuda]
+    python -m examples.pixelcnnpp.run [--small | --full] [--side 16] [--device cuda]
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--small", action="store_true", help="small images, seconds instead of minutes, for tests")
     size.add_argument("--full", action="store_true", help="also batch 16, and the 32x32x3 patches: half an hour")
+    parser.add_argument("--side", type=int, help="of the images, in pixels; by default as they were in training, or 12 if small")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
     lines: list[Row] = []
     for kind, output, batch in jobs(options):
         model = trained(kind).to(options.device)
-        if options.small:
-            model.side = 12
+        model.side = options.side or (12 if options.small else model.side)
         sample = model.sample if output == "continuous" else model.sample_8bit
         line, seen, fast = compare(f"{kind}, {output}", sample, batch, options.device)
         lines.append(line)
-        name = f"{'small-' if options.small else ''}{kind}-{output}"
+        name = f"{f'{model.side}-' if options.small or options.side else ''}{kind}-{output}"
         for picture in (
             visualize.images(seen, OUT / f"{name}.png", samples=range(min(batch, 4)), span=(-1, 1)),
             visualize.heat_map(seen, OUT / f"{name}-sweeps.png"),
