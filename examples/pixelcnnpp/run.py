@@ -60,7 +60,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--small", action="store_true", help="small images, seconds instead of minutes, for tests")
     size.add_argument("--full", action="store_true", help="also batch 16, and the 32x32x3 patches: half an hour")
-    parser.add_argument("--side", type=int, help="of the images, in pixels; by default as they were in training, or 12 if small")
+    parser.add_argument("--side", type=int, help="of the images, in pixels: as in training, or 12 if small")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
