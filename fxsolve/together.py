@@ -18,6 +18,7 @@ from fxsolve.passes.graphs import copy_nodes, needed_for, parted, placeholder_li
 from fxsolve.passes.horizontal import horizontal
 from fxsolve.passes.readable import generated
 from fxsolve.passes.reuse import reuse
+from fxsolve.passes.share_cats import share_cats
 from fxsolve.passes.units import unit_step
 from fxsolve.plan import Tensors
 from fxsolve.timing import typical_seconds
@@ -45,7 +46,7 @@ class Together:
     def __init__(self, block: Chain, low: int, high: int, fuse: bool) -> None:
         self.low, self.high, self.fuse = low, high, fuse and may_be_fused(block)
         self.graph = layers_of(block, low, high)
-        self.plain: Program = generated(self.graph)
+        self.plain: Program = generated(reuse(share_cats(self.graph)))
 
     @cached_property
     def units(self) -> Program:

@@ -49,7 +49,8 @@ class Pointwise:
     def form(self, node: fx.Node) -> Hashable:
         kinds = {n.meta["type"].shape for n in node.all_input_nodes}
         kind = node.meta["type"]
-        if kinds != {kind.shape} or not kind.shape or any(isinstance(a, (list, tuple)) for a in node.args):
+        others = [*(a for a in node.args if not isinstance(a, fx.Node)), *node.kwargs.values()]
+        if kinds != {kind.shape} or not kind.shape or any(isinstance(a, (list, tuple, fx.Node)) for a in others):
             return None
         numbers = tuple((i, repr(a)) for i, a in enumerate(node.args) if not isinstance(a, fx.Node))
         return besides(kind), kind.dtype, numbers, repr(sorted(node.kwargs.items()))

@@ -106,6 +106,17 @@ def test_numbers_that_only_print_alike_are_told_apart() -> None:
     assert all(torch.equal(a.signbit(), b.signbit()) for a, b in zip(generated(fused)(*inputs), fn(*inputs), strict=True))
 
 
+def test_operands_may_come_second_and_third() -> None:
+    def fn(x: Tensor, y: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+        return torch.clamp(x, min=low), torch.clamp(y, min=low), torch.clamp(x, max=high), torch.clamp(y, max=high)
+
+    graph = traced(fn, *[torch.randn(2, 3) for _ in range(4)])
+    fused, inputs = horizontal(graph), [torch.randn(2, 3) for _ in range(4)]
+    assert (count(graph, aten.clamp.Tensor), count(fused, aten.clamp.Tensor)) == (4, 2)
+    for ours, expected in zip(generated(fused)(*inputs), generated(graph)(*inputs), strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_what_depends_on_one_another_and_what_is_far_wider_stays_apart() -> None:
     narrow, wide = torch.randn(3, 4), torch.randn(3, 40)
 
