@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ from fxsolve.refused import side_effects, untrainable
 from fxsolve.runners import plan_key, scheduled, set_slack
 from fxsolve.signature import signature
 from fxsolve.solution import NotSolved, Solution
+from fxsolve.tape import Mark
 from fxsolve.training import gradients
 from fxsolve.verify import same_generators, same_gradients, same_results
 
@@ -101,6 +103,8 @@ class FirstCall:
                 self.timings[KEPT] = kept.seconds
             if kept is not None and kept.original is not None:
                 return self.original(kept.original, grown)
+            if (odd := self.says_otherwise()) is not None:
+                return self.keep_original(odd)
             leaves = trial_inputs(executable, recording, self.flat)
             set_generator_states(before)
             values = self.first_values(executable, leaves)
@@ -177,6 +181,24 @@ class FirstCall:
         """Raises VerificationError unless the compiled program's values are the recorded run's."""
         theirs, leaves = tensors_of(self.recording.result), executable.inputs(self.flat)
         same_results(executable, values, theirs, leaves, self.options.exactness, bits)
+
+    def says_otherwise(self) -> str | None:
+        """Which number or text of the result a second run of the original on the same inputs gives otherwise, if it holds any:
+        what comes from a clock, say, would be this call's in all later ones.
+        """
+        if all(s is None or isinstance(s, (bool, type, Mark)) for s in self.recording.statics):
+            return None
+        with self.undone():
+            args, kwargs = copied_from(self.args, self.kwargs, self.recording)
+            set_generator_states(self.generators)
+            again = pytree.tree_leaves(self.fn(*args, **kwargs))
+        for once, twice in zip_longest(self.recording.statics, again):
+            if once is not Mark.TENSOR and repr(once) != repr(twice):
+                return (
+                    f"the result holds {once!r}, and {twice!r} when it is computed again: a replay would give the first one "
+                    "each time; return what was computed from the arguments, and take times outside"
+                )
+        return None
 
     def choose(self, executable: Executable, values: Sequence[torch.Tensor], leaves: list[torch.Tensor]) -> None:
         """Keeps the compiled program if it is forced or quicker than the original on these inputs."""

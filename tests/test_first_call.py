@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -81,3 +82,36 @@ def test_arguments_and_results_are_let_go_of(solver: Any) -> None:
         gc.collect()
         assert alive[0]() is None and alive[1]() is None
     assert "argument 0" in compiled.source
+
+
+@pytest.mark.parametrize("solver", ["auto", fxsolve.GaussSeidel()], ids=str)
+def test_a_number_that_a_second_run_gives_otherwise_is_not_handed_out_again(solver: Any) -> None:
+    """What a clock says, for one: a replay would say what it said in the first call."""
+    model = Counting()
+
+    def timed(x: Tensor) -> tuple[Tensor, float, str]:
+        start = time.perf_counter()
+        return model(x), time.perf_counter() - start, "seconds"
+
+    x, compiled = torch.randn(2, 64, 4), fxsolve.compile(timed, solver=solver)
+    with torch.no_grad(), pytest.warns(fxsolve.FallbackWarning, match="when it is computed again: a replay would give"):
+        first = compiled(x)
+    with torch.no_grad():
+        later = [compiled(x) for _ in range(3)]
+    assert len({first[1], *(each[1] for each in later)}) == 4 and {each[2] for each in later} == {"seconds"}
+    assert model.calls.item() == 4
+
+
+def test_numbers_that_stay_are_handed_out() -> None:
+    def program(x: Tensor) -> dict[str, Any]:
+        h = torch.zeros(4)
+        for t in range(x.shape[0]):
+            h = torch.tanh(0.5 * h + x[t])
+        return {"h": h, "steps": x.shape[0], "scale": float("nan"), "name": "tanh", "nothing": None}
+
+    x, compiled = torch.randn(64, 4), fxsolve.compile(program, solver=fxsolve.GaussSeidel())
+    for _ in range(3):
+        ours, expected = compiled(x), program(x)
+        assert_close(ours.pop("h"), expected.pop("h"))
+        assert repr(ours) == repr(expected)
+    assert not compiled.solution.fallback
