@@ -170,11 +170,11 @@ class Batcher:
         """The result of a call on tensors of its operands' types, or None where one is not known or the op has no meta form.
 
         Most of torch's meta kernels are Python, whose first use in a process imports torch's compiler for seconds. So what
-        is small is computed on the CPU.
+        is small is computed, if the program runs on the CPU (another device's kernels may lay results out otherwise).
         """
         types: list[Any] = []
         fx.map_arg((node.args, node.kwargs), lambda n: types.append(n.meta.get("type")))
-        if all(math.prod(kind.shape) <= SMALL for kind in _tensors_in(types)):
+        if self.device.type == "cpu" and all(math.prod(kind.shape) <= SMALL for kind in _tensors_in(types)):
             try:
                 return self._run(node, "cpu")
             except _NoMeta:

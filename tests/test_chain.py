@@ -237,7 +237,7 @@ def always_together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("always_together")
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_layers_together(seed: int) -> None:
     net, shape = random_network(seed)
     solver = (Jacobi(), GSJacobi(3))[seed % 2]
@@ -268,7 +268,7 @@ def test_non_finite_values_are_eagers_together_too(value: float) -> None:
 
 
 @pytest.mark.usefixtures("always_together")
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("solver", [Jacobi(), JacobiGS(2), GSJacobi(2)], ids=str)
 def test_to_the_last_bit_nothing_is_fused(seed: int, solver: Solver) -> None:
     net, shape = random_network(seed)
