@@ -16,7 +16,7 @@ from fxsolve.arguments import generator_states, set_generator_states, tensors_of
 from fxsolve.capture import recording
 from fxsolve.choice import in_order
 from fxsolve.codegen import Executable
-from fxsolve.entry import Changed, Entry, Options
+from fxsolve.entry import Changed, Entry, Options, reasons
 from fxsolve.errors import CaptureError, FallbackWarning, VerificationError, users_level
 from fxsolve.explain import explain
 from fxsolve.first_call import FirstCall
@@ -109,7 +109,7 @@ class Compiler:
     # -- later calls ------------------------------------------------------------------------------
 
     def later_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
-        executable = entry.executable
+        executable = entry.executable or entry.wake()
         overlapped = executable is not None and executable.on_gpu  # it computes while the guards are looked at
         if not overlapped:
             entry.check_guards()
@@ -171,7 +171,7 @@ class Compiler:
             raise Unsolved(str(error)) from error
         entry.failures = 0
         if not self.options.solvers and not entry.walks and in_order(executable):  # a plan that was made anew
-            entry.give_up(executable)
+            self.put_to_rest(entry, executable, f"the original runs, in order: {reasons(executable)}", args, kwargs)
         if verify:
             after = generator_states(flat)
             set_generator_states(states)
@@ -191,18 +191,24 @@ class Compiler:
         return entry.rebuilt(results)
 
     def instead(self, entry: Entry, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
-        """Runs the original for this call; after a few such calls in a row, for good, unless a block makes a new plan."""
+        """Runs the original for this call; after a few such calls in a row, for long, unless a block makes a new plan."""
         entry.failures += 1
         result = self.fn(*args, **kwargs)
         if entry.executable is not None and any(r.plan is None for r in entry.executable.runners.values()):
             entry.failures = 0
-        if entry.failures >= GIVE_UP_AFTER:
-            entry.rejected, entry.executable = entry.executable, None
-            entry.choice = f"the original runs: {entry.failures} calls in a row were not solved in parallel: {reason}"
+        if entry.executable is not None and entry.failures >= GIVE_UP_AFTER:
+            choice = f"the original runs: {entry.failures} calls in a row were not solved in parallel: {reason}"
+            self.put_to_rest(entry, entry.executable, choice, args, kwargs)
             if self.options.fallback:
                 self.warn(reason)
         self.solution = Solution((), time.perf_counter() - start, reason)
         return result
+
+    def put_to_rest(
+        self, entry: Entry, executable: Executable, choice: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Calls like this one go straight to the original from now on, until the compiled program decides anew."""
+        self.straight[kind_of(args, kwargs)] = Straight(entry, entry.put_to_rest(executable, choice), choice)
 
     def refuted(self, entry: Entry, error: VerificationError, eager: Any, start: float) -> Any:
         """The original's result, and the original from now on: what was compiled does not compute what it computes."""

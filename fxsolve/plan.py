@@ -65,6 +65,10 @@ class Runner(torch.nn.Module):
     def forward(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[torch.Tensor | None, ...]:
         raise NotImplementedError
 
+    def start_over(self) -> None:
+        """Forgets the plan: the next call makes a new one."""
+        self.plan = self.known = None
+
     def predicted(self, devices: int) -> float | None:
         """The seconds of the last call on so many devices: a simulation (fxsolve.cost). None before it is decided."""
         return None

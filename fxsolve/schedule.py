@@ -190,6 +190,12 @@ class BlockRunner(Runner):
                 self.plan = self.sequential(f"{self.misses} calls in a row were not solved in parallel: {error}")
             self.held = self.misses = 0
 
+    def start_over(self) -> None:
+        super().start_over()
+        self.held, self.misses, self.patience = 0, 0, HELD
+        if isinstance(backward := getattr(self.gradient, "runner", None), Runner):
+            backward.start_over()
+
     def run_in_order(self, initial: Tensors, stacked: Tensors, consts: Tensors) -> tuple[Any, dict[str, Any]]:
         """Gauss-Seidel with the recorded step: eager's own calls and shapes."""
         self.walk = self.walk or WalkInOrder(self.block)

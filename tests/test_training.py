@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import fxsolve
 from fxsolve import GaussSeidel, JacobiGS
-from tests.checking import quiet
+from tests.checking import assert_same_bits, quiet
 from tests.test_random_programs import loop_program
 
 T, N, D = 40, 3, 5
@@ -460,3 +460,62 @@ def test_a_plan_is_made_anew_as_the_step_forgets_less(monkeypatch: pytest.Monkey
             assert torch.allclose(compiled(x, h)[0], fn(x, h)[0], atol=1e-5)
         assert compiled.solution.fallback is None
         assert compiled.solution.blocks[0].solver != before
+
+
+def test_what_was_not_solved_any_more_has_another_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training may take a step through weights under which it does not forget; later calls are compiled again."""
+    monkeypatch.setattr("fxsolve.trials.BLOCKS", (16,))
+    monkeypatch.setattr("fxsolve.trials.CHECKS", ())
+    torch.manual_seed(0)
+    cell = nn.RNNCell(16, 16)
+    fn = looped(cell)
+    x, h = torch.randn(800, 1, 16), torch.zeros(1, 16)
+    compiled = fxsolve.compile(fn)
+
+    def step() -> str | None:
+        found = []
+        for run in (compiled, fn):
+            cell.zero_grad()
+            y = run(x, h)[0]
+            y.square().sum().backward()
+            found.append(torch.cat([y.detach().flatten(), *(p.grad.flatten() for p in cell.parameters())]))  # type: ignore[union-attr]
+        assert torch.allclose(*found, rtol=1e-4, atol=1e-4 * float(found[1].abs().max()))
+        return compiled.solution.fallback
+
+    with torch.no_grad():
+        cell.weight_hh.mul_(0.3)
+    assert [step() for _ in range(2)][-1] is None
+    entry = compiled._compiler.last
+    entry.rest = 6
+    with torch.no_grad():
+        cell.weight_hh.mul_(4.5)
+    told = [step() for _ in range(5)]
+    assert told[2] is None and "no schedule is certified" in str(told[3]) and entry.rest == 12, "two misses, and trials"
+    with torch.no_grad():
+        cell.weight_hh.div_(4.5)
+    assert [step() is None for _ in range(8)] == [False] * 4 + [True] * 4, "six calls of the original, two of them above"
+    assert compiled.solution.blocks[0].kind == "Recurrence" and entry.rest == 12
+
+
+def test_what_does_not_forget_at_its_next_chance_rests_for_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxsolve.trials.BLOCKS", (16,))
+    monkeypatch.setattr("fxsolve.trials.CHECKS", ())
+    torch.manual_seed(0)
+    cell = nn.RNNCell(16, 16)
+    fn = looped(cell)
+    x, h = torch.randn(800, 1, 16), torch.zeros(1, 16)
+    compiled = fxsolve.compile(fn)
+    with torch.no_grad():
+        cell.weight_hh.mul_(0.3)
+        compiled(x, h), compiled(x, h)
+        entry = compiled._compiler.last
+        entry.rest = 3
+        cell.weight_hh.mul_(4.5)
+        eager = fn(x, h)
+        rests = []
+        for _ in range(14):
+            ours = compiled(x, h)
+            assert_same_bits(ours, eager)
+            rests.append(entry.rest)
+    assert rests == [3, 3, *[6] * 4, *[12] * 7, 24], "two misses, trials, three calls of the original, trials, six, trials"
+    assert "the original runs, in order: no schedule is certified" in compiled.explain()
