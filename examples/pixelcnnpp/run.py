@@ -60,14 +60,14 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--small", action="store_true", help="small images, seconds instead of minutes, for tests")
     size.add_argument("--full", action="store_true", help="also batch 16, and the 32x32x3 patches: half an hour")
-    parser.add_argument("--side", type=int, help="of the images, in pixels: as in training, or 12 if small")
+    parser.add_argument("--side", type=int, help="of the images, in pixels: as in training, or 8 if small")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
     lines: list[Row] = []
     for kind, output, batch in jobs(options):
         model = trained(kind).to(options.device)
-        model.side = options.side or (12 if options.small else model.side)
+        model.side = options.side or (8 if options.small else model.side)
         sample = model.sample if output == "continuous" else model.sample_8bit
         line, seen, fast = compare(f"{kind}, {output}", sample, batch, options.device)
         lines.append(line)
