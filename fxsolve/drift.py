@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from fxsolve.shell import Calls
 
-PAYS = 0.8  # of the original's seconds: what is nearly as quick is slower another time, by 10 % where other work fills the caches
+PAYS = 0.8  # of the original's seconds: what is nearly as quick may be slower another time, where other work fills the caches
 CLOSE = 0.67  # of the original's seconds: what takes more, and less than these, may come out otherwise another time
 LOST, AT_ONCE = 1.5, 0.5  # in calls of the original: in all, and what one call counts at the most: machines are noisy
 TURNS = 3
