@@ -78,7 +78,7 @@ class Entry:
         return calls
 
     def wake(self) -> Executable | None:
-        """What rested, if anything did: it decides anew, and is held against the original as on a first call."""
+        """What rested, if anything did: it decides anew, and, where calls are followed, is held against the original."""
         executable, self.resting = self.resting, None
         if executable is not None:
             self.executable, self.rejected, self.choice, self.failures = executable, None, "compiled", 0

@@ -440,17 +440,23 @@ def test_results_may_be_written() -> None:
     solved(compiled)
 
 
-def test_a_plan_is_made_anew_as_the_step_forgets_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that were long enough at first are too short later; the compiled call finds longer ones."""
+@pytest.fixture
+def forgetting(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.RNNCell, Function, Tensor, Tensor]:
+    """A cell that forgets within blocks of 16 steps, the only ones that are tried; its loop, and what that reads."""
     monkeypatch.setattr("fxsolve.trials.BLOCKS", (16,))
     monkeypatch.setattr("fxsolve.trials.CHECKS", ())
     torch.manual_seed(0)
     cell = nn.RNNCell(16, 16)
-    fn = looped(cell)
-    x, h = torch.randn(800, 1, 16), torch.zeros(1, 16)
-    compiled = fxsolve.compile(fn)
     with torch.no_grad():
         cell.weight_hh.mul_(0.3)
+    return cell, looped(cell), torch.randn(800, 1, 16), torch.zeros(1, 16)
+
+
+def test_a_plan_is_made_anew_as_the_step_forgets_less(forgetting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that were long enough at first are too short later; the compiled call finds longer ones."""
+    cell, fn, x, h = forgetting
+    compiled = fxsolve.compile(fn)
+    with torch.no_grad():
         for _ in range(6):
             compiled(x, h)
         before = compiled.solution.blocks[0].solver
@@ -462,14 +468,9 @@ def test_a_plan_is_made_anew_as_the_step_forgets_less(monkeypatch: pytest.Monkey
         assert compiled.solution.blocks[0].solver != before
 
 
-def test_what_was_not_solved_any_more_has_another_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_solved_any_more_has_another_chance(forgetting) -> None:
     """Training may take a step through weights under which it does not forget; later calls are compiled again."""
-    monkeypatch.setattr("fxsolve.trials.BLOCKS", (16,))
-    monkeypatch.setattr("fxsolve.trials.CHECKS", ())
-    torch.manual_seed(0)
-    cell = nn.RNNCell(16, 16)
-    fn = looped(cell)
-    x, h = torch.randn(800, 1, 16), torch.zeros(1, 16)
+    cell, fn, x, h = forgetting
     compiled = fxsolve.compile(fn)
 
     def step() -> str | None:
@@ -482,8 +483,6 @@ def test_what_was_not_solved_any_more_has_another_chance(monkeypatch: pytest.Mon
         assert torch.allclose(*found, rtol=1e-4, atol=1e-4 * float(found[1].abs().max()))
         return compiled.solution.fallback
 
-    with torch.no_grad():
-        cell.weight_hh.mul_(0.3)
     assert [step() for _ in range(2)][-1] is None
     entry = compiled._compiler.last
     entry.rest = 6
@@ -497,16 +496,10 @@ def test_what_was_not_solved_any_more_has_another_chance(monkeypatch: pytest.Mon
     assert compiled.solution.blocks[0].kind == "Recurrence" and entry.rest == 12
 
 
-def test_what_does_not_forget_at_its_next_chance_rests_for_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxsolve.trials.BLOCKS", (16,))
-    monkeypatch.setattr("fxsolve.trials.CHECKS", ())
-    torch.manual_seed(0)
-    cell = nn.RNNCell(16, 16)
-    fn = looped(cell)
-    x, h = torch.randn(800, 1, 16), torch.zeros(1, 16)
+def test_what_does_not_forget_at_its_next_chance_rests_for_twice_as_long(forgetting) -> None:
+    cell, fn, x, h = forgetting
     compiled = fxsolve.compile(fn)
     with torch.no_grad():
-        cell.weight_hh.mul_(0.3)
         compiled(x, h), compiled(x, h)
         entry = compiled._compiler.last
         entry.rest = 3
